@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The embedder's side: what a VMM tells the engine about its guest.
+ *
+ * Build a VmfGuest once, before any session: identity, properties, RAM blocks, devices, handlers, dirty log. It is read-only while a
+ * session uses it. One guest can be the subject of any number of sessions, one at a time.
+ */
+#ifndef VMFERRY_GUEST_H
+#define VMFERRY_GUEST_H
+
+#include <vmferry/ram.h>
+
+G_BEGIN_DECLS
+
+/*
+ * Run control. All callbacks come from the session's thread, one at a time, never while the engine holds a lock.
+ * A callback that is NULL is a capability the guest does not have; stop, start and is_running are required.
+ */
+typedef struct VmfGuestOps {
+    size_t size; /* sizeof(VmfGuestOps) as the embedder was compiled */
+
+    /*
+     * Stops every vCPU and drains every device: when it returns true, nothing writes guest memory or device state until start().
+     * Called once a migration on the source (again after start() if the session took the guest back). Stopping a stopped guest is
+     * fine. False with @error: the migration fails, the guest goes on.
+     */
+    bool (*stop)(void *opaque, GError **error);
+
+    /* Runs the guest. Source: after a failure past the stop. Target: after the handover, unless the guest arrives paused. */
+    bool (*start)(void *opaque, GError **error);
+
+    /* Whether the guest executes (false: paused by its owner; it then arrives paused). Also called before stop(). */
+    bool (*is_running)(void *opaque);
+
+    /* Slows the vCPUs: they are to execute (100 - @percent) % of the time; 0 ends it. 0 to 99. NULL: the guest cannot be slowed. */
+    void (*throttle)(void *opaque, unsigned percent);
+
+    /*
+     * Target, after start(): waits at most @timeout_ns for the guest's first sign of life and returns in @gap_ns how long the guest
+     * had shown none, measured across the hosts. False: not known. It becomes guest_gap_ns at the source. May be NULL.
+     */
+    bool (*guest_gap)(void *opaque, int64_t timeout_ns, uint64_t *gap_ns);
+} VmfGuestOps;
+
+/*
+ * Where writes of the guest are recorded. A page whose write finished before harvest() (or clear()) began must be reported by it, or
+ * by the next; reporting a page that did not change is allowed. Sequence: start, then any number of harvest and clear, then stop.
+ */
+typedef struct VmfDirtyLogOps {
+    size_t size; /* sizeof(VmfDirtyLogOps) */
+
+    const char *name; /* "rv32", "kvm-bitmap", … for messages and statistics */
+
+    /* Starts recording; from its return on every write is recorded. Session thread, guest running or not. */
+    bool (*start)(void *opaque, GError **error);
+
+    /* Stops recording. After a successful start only. */
+    void (*stop)(void *opaque);
+
+    /*
+     * Reports, without clearing, the pages of block @block (index in the guest's list) written since they were last cleared:
+     * @report is called any number of times with words of the block's bitmap, bit n of word w standing for page w * 64 + n. Words
+     * that are zero may be left out, so a sparse block costs what is dirty. Session thread.
+     */
+    bool (*harvest)(void *opaque, unsigned block,
+                    void (*report)(void *report_opaque, uint64_t first_word, const uint64_t *words, size_t n_words),
+                    void *report_opaque, GError **error);
+
+    /*
+     * Clears the record of pages [first_page, first_page + n_pages), just before the engine reads them: a write that comes after is
+     * to be reported by a later harvest. The range lies in one chunk and starts at a multiple of 64. @words (n_pages / 64 rounded
+     * up, first_page at bit 0) holds the pages the engine is about to send; the log adds to it what it cleared beyond them.
+     * Several threads at once, never two on one chunk.
+     */
+    void (*clear)(void *opaque, unsigned block, uint64_t first_page, uint64_t n_pages, uint64_t *words);
+} VmfDirtyLogOps;
+
+typedef struct VmfGuest VmfGuest;
+typedef struct VmfSaveHandlers VmfSaveHandlers; /* vmferry/handlers.h */
+typedef struct VmfDeviceState VmfDeviceState;   /* vmferry/device-state.h */
+
+/*
+ * @architecture: up to 31 bytes, compared at the target ("rv32", "x86_64"); @uuid: the machine's, 16 bytes. @ops must outlive the
+ * guest. The result is owned by the caller and outlives every session over it.
+ */
+VmfGuest *vmf_guest_new(const char *architecture, const uint8_t uuid[16], const VmfGuestOps *ops, void *opaque);
+/* Frees the guest and its RAM blocks. */
+void vmf_guest_free(VmfGuest *guest);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfGuest, vmf_guest_free)
+
+/*
+ * Something both ends must agree on before a page moves ("cpu.model", "memory.size"): static data, compared for equality; a
+ * difference is named as an incompatibility. Keys up to 63, values up to 255 bytes of UTF-8; at most 256 of them.
+ */
+void vmf_guest_set_property(VmfGuest *guest, const char *key, const char *value);
+
+/* Adds a block; the guest owns it from now on. False when the name is taken or there are too many. Returns its index. */
+bool vmf_guest_add_ram(VmfGuest *guest, VmfRamBlock *block, unsigned *index, GError **error);
+unsigned vmf_guest_n_ram(const VmfGuest *guest);
+VmfRamBlock *vmf_guest_ram(const VmfGuest *guest, unsigned index);
+
+void vmf_guest_set_dirty_log(VmfGuest *guest, const VmfDirtyLogOps *ops, void *opaque);
+
+/* Adds a device: @state describes it (outlives the guest), @device points at its struct. Saved and loaded in the order added. */
+bool vmf_guest_add_device(VmfGuest *guest, const VmfDeviceState *state, uint32_t instance, void *device, GError **error);
+
+/* Adds an owner of state with handlers of its own. @name as in the stream, 1 to 63 bytes; (name, instance) unique. */
+bool vmf_guest_add_handlers(VmfGuest *guest, const char *name, uint32_t instance, uint32_t version,
+                            const VmfSaveHandlers *handlers, void *opaque, GError **error);
+
+G_END_DECLS
+#endif

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Sessions: one migration of one guest, seen from one side.
+ *
+ * vmf_session_run() blocks; give it a thread. Everything else here may be called from any thread while it runs. Both sides may live
+ * in one process; the library has no state outside its handles.
+ */
+#ifndef VMFERRY_SESSION_H
+#define VMFERRY_SESSION_H
+
+#include <vmferry/channel.h>
+#include <vmferry/guest.h>
+
+G_BEGIN_DECLS
+
+typedef struct VmfSession VmfSession;
+
+/* QEMU's status words, in the order a migration passes through them. */
+#define VMF_STATUSES(X)                                                                                                         \
+    X(VMF_STATUS_NONE, "none")                                                                                                  \
+    X(VMF_STATUS_SETUP, "setup")                                                                                                \
+    X(VMF_STATUS_ACTIVE, "active")                                                                                              \
+    X(VMF_STATUS_PRE_SWITCHOVER, "pre-switchover")                                                                              \
+    X(VMF_STATUS_DEVICE, "device")                                                                                              \
+    X(VMF_STATUS_COMPLETED, "completed")                                                                                        \
+    X(VMF_STATUS_FAILED, "failed")                                                                                              \
+    X(VMF_STATUS_CANCELLING, "cancelling")                                                                                      \
+    X(VMF_STATUS_CANCELLED, "cancelled")
+typedef enum {
+#define X(code, word) code,
+    VMF_STATUSES(X)
+#undef X
+    VMF_STATUS_N
+} VmfStatus;
+const char *vmf_status_word(VmfStatus status);
+
+typedef enum {
+    VMF_OUTCOME_NONE, /* still running */
+    VMF_OUTCOME_COMPLETED,
+    VMF_OUTCOME_FAILED,
+    VMF_OUTCOME_CANCELLED,
+    VMF_OUTCOME_HELD,
+    VMF_OUTCOME_PREFLIGHT_OK,
+    VMF_OUTCOME_PREFLIGHT_REFUSED,
+    VMF_OUTCOME_N
+} VmfOutcome;
+const char *vmf_outcome_word(VmfOutcome outcome); /* "completed", …, "preflight-refused" */
+
+typedef enum { VMF_AUDIT_AFTER, VMF_AUDIT_BEFORE, VMF_AUDIT_OFF, VMF_AUDIT_N } VmfAudit;
+const char *vmf_audit_name(VmfAudit audit); /* "after", "before", "off" */
+bool vmf_audit_parse(const char *name, VmfAudit *out, GError **error);
+
+typedef enum {
+    VMF_VERIFIED_OFF,
+    VMF_VERIFIED_TRANSPORT,
+    VMF_VERIFIED_FULL,
+    VMF_VERIFIED_NOT_APPLICABLE,
+    VMF_VERIFIED_FAILED,
+    VMF_VERIFIED_N
+} VmfVerified;
+const char *vmf_verified_word(VmfVerified verified);
+
+#define VMF_CHANNELS_MAX 64
+
+/* ---- the convergence policy ------------------------------------------------------------------------------------------------ */
+
+/* What a policy is told between two rounds. */
+typedef struct {
+    size_t size;
+    unsigned round;                /* rounds sent so far */
+    uint64_t elapsed_ns;           /* since the first page */
+    uint64_t pending_bytes;        /* still to send, in flight included */
+    uint64_t stop_bytes;           /* of which only after the stop */
+    uint64_t rate_bytes_per_second;      /* acknowledged by the target, lately */
+    uint64_t dirty_bytes_per_second;     /* written by the guest in the last round */
+    uint64_t sent_bytes;           /* payload so far, all rounds */
+    uint64_t first_pass_bytes;     /* payload of the first round */
+    uint64_t rtt_ns;
+    uint64_t state_ns;             /* forecast: read and load device state */
+    uint64_t journal_ns;           /* forecast: journal sync */
+    uint64_t forecast_ns;          /* of the stop, were it taken now */
+    uint64_t downtime_limit_ns;
+    unsigned throttle_percent;     /* in force */
+    bool can_throttle;
+} VmfPolicyInput;
+
+typedef enum { VMF_DECIDE_ROUND, VMF_DECIDE_SWITCHOVER, VMF_DECIDE_GIVE_UP } VmfDecision;
+typedef struct {
+    VmfDecision decision;
+    unsigned throttle_percent; /* from now on */
+    const char *reason;        /* static string, for status and events; NULL: nothing new to say */
+} VmfPolicyOutput;
+
+typedef struct VmfPolicyOps {
+    size_t size;
+    const char *name;
+    void *(*create)(void);
+    void (*destroy)(void *policy);
+    /* Session thread, once between two rounds. No I/O, no clock: everything is in @input, so it can be tested without a guest. */
+    void (*decide)(void *policy, const VmfPolicyInput *input, VmfPolicyOutput *output);
+} VmfPolicyOps;
+
+/* The default (docs/decisions.rst): goes on below the limit while it pays, throttles above it when rounds gain nothing. */
+extern const VmfPolicyOps vmf_policy_default;
+
+/* ---- parameters ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    size_t size;                   /* sizeof(VmfParameters) */
+    unsigned channels;             /* 1 to VMF_CHANNELS_MAX: page channels beside the main channel, as far as the URI allows */
+    uint64_t downtime_limit_ns;
+    uint64_t max_bandwidth;        /* bytes a second over all channels; 0: unlimited */
+    uint64_t switchover_timeout_ns; /* beyond the downtime limit: how long READY may take */
+    uint64_t timeout_ns;           /* whole precopy phase; 0: none. Then the migration fails, the guest stays */
+    VmfAudit audit;
+    unsigned stream_version;       /* 3 or 2 */
+    bool dry_run;                  /* preflight only */
+    bool pause_before_switchover;
+    unsigned minimum_rounds;       /* live rounds that must be sent before the stop, whatever the policy says */
+    unsigned throttle_maximum;     /* percent; 0: never throttle */
+    const VmfPolicyOps *policy;
+    const char *host_name;         /* told to the peer, for its messages; copied */
+    /*
+     * Fault point: called at each named point ("source.switchover.sent", …); true makes the session behave as if killed there.
+     * For tests. NULL: none.
+     */
+    bool (*fault)(void *fault_opaque, const char *point);
+    void *fault_opaque;
+} VmfParameters;
+
+/* Fills in the defaults: 2 channels, 20 ms, no bandwidth limit, audit after, version 3, … */
+void vmf_parameters_init(VmfParameters *parameters);
+
+/* ---- statistics ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    size_t size;
+    VmfStatus status;
+    VmfOutcome outcome;
+    VmfVerified verified;
+
+    unsigned round;                /* now running, from 1; after the end: how many there were, first and last included */
+    unsigned live_rounds_resent;   /* rounds after the first that sent pages while the guest ran */
+    uint64_t total_ns;             /* accepted to RUNNING (target: first record to running); without the audit */
+    uint64_t setup_ns;
+    uint64_t audit_ns;
+
+    uint64_t downtime_ns;          /* vCPUs stopped until RUNNING received; the split: */
+    uint64_t downtime_stop_ns;     /*   stopping vCPUs and devices */
+    uint64_t downtime_ram_ns;      /*   last harvest and last pages until acknowledged */
+    uint64_t downtime_state_ns;    /*   reading and sending device state */
+    uint64_t downtime_ready_ns;    /*   SWITCHOVER sent until READY */
+    uint64_t downtime_run_ns;      /*   RUN sent until RUNNING */
+    uint64_t expected_downtime_ns; /* forecast */
+    uint64_t guest_gap_ns;         /* as the guest lived it; 0 with !guest_gap_known */
+    bool guest_gap_known;
+
+    uint64_t ram_total_bytes;
+    uint64_t ram_remaining_bytes;
+    uint64_t bytes_sent;           /* all channels, headers included */
+    uint64_t bytes_received;
+    uint64_t pages_data;           /* page sends with payload */
+    uint64_t pages_zero;
+    uint64_t pages_hole;
+    uint64_t pages_resent;         /* of pages_data and pages_zero: after the first pass */
+    uint64_t page_size;
+    uint64_t rate_bytes_per_second;
+    uint64_t dirty_bytes_per_second;
+    uint64_t rtt_ns;
+    unsigned throttle_percent;
+    unsigned chunks_mended;        /* sent again because a sum differed */
+    unsigned audit_pages_different;
+
+    unsigned n_channels;           /* page channels */
+    uint64_t channel_bytes[VMF_CHANNELS_MAX]; /* sent (target: received) on each page channel */
+} VmfStatistics;
+
+/* ---- sessions -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct VmfSessionOps {
+    size_t size;
+    /* The status changed. Session thread, no lock held. May be NULL. */
+    void (*status_changed)(void *opaque, VmfStatus status);
+    /* Something to tell people: id is stable ("converge.throttle", "stranger", "chunk.mended"), text is one sentence. May be NULL. */
+    void (*event)(void *opaque, const char *id, const char *text);
+} VmfSessionOps;
+
+/* @guest, @connector (@listener) and @ops must outlive the session. */
+VmfSession *vmf_session_new_source(VmfGuest *guest, VmfConnector *connector, const VmfParameters *parameters,
+                                   const VmfSessionOps *ops, void *opaque);
+VmfSession *vmf_session_new_target(VmfGuest *guest, VmfListener *listener, const VmfParameters *parameters,
+                                   const VmfSessionOps *ops, void *opaque);
+void vmf_session_free(VmfSession *session);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfSession, vmf_session_free)
+
+/*
+ * Runs the session to its end.
+ *
+ * Source: true when the guest runs at the target (or the file is whole, or the preflight was answered well). False with @error: the
+ * guest is where it was, running if it ran, unless the outcome is HELD.
+ * Target: true when the guest was started here (or arrived paused). False: nothing of it is left here.
+ */
+bool vmf_session_run(VmfSession *session, GError **error);
+
+/* Asks for the end; run() returns soon with VMF_ERROR_CANCELLED, or completes when it is past the point of no return. */
+void vmf_session_cancel(VmfSession *session);
+
+/* Goes on after pause_before_switchover. False when the session does not wait there. */
+bool vmf_session_continue(VmfSession *session, GError **error);
+
+/* Limits that can change while it runs. */
+void vmf_session_set_max_bandwidth(VmfSession *session, uint64_t bytes_per_second);
+void vmf_session_set_downtime_limit(VmfSession *session, uint64_t downtime_limit_ns);
+
+/* A consistent copy. @statistics->size is set by the caller. */
+void vmf_session_get_statistics(VmfSession *session, VmfStatistics *statistics);
+
+/*
+ * After a preflight, or a refusal of the static data: the incompatibilities, a NULL-terminated list of "id: what: here X, there Y".
+ * Owned by the caller (g_strfreev). Empty list: none.
+ */
+char **vmf_session_incompatibilities(VmfSession *session);
+
+G_END_DECLS
+#endif
