@@ -38,9 +38,9 @@ typedef struct {
 
 typedef struct {
     const char *name; /* NULL ends a table; 1 to 63 bytes */
-    uint32_t version;
-    uint32_t minimum_version; /* oldest that can be loaded */
-    bool optional;            /* a loader that does not know it may skip it */
+    uint32_t version;         /* from 1 */
+    uint32_t minimum_version; /* oldest that can be loaded, from 1 */
+    bool optional;            /* a loader that does not know it, or not this version of it, may skip it */
     bool (*needed)(const void *device); /* NULL: always sent */
     const VmfField *fields;
 } VmfSubsection;
@@ -48,9 +48,9 @@ typedef struct {
 struct VmfDeviceState {
     size_t size;      /* sizeof(VmfDeviceState) */
     const char *name; /* 1 to 63 bytes, as in the stream */
-    uint32_t version;
-    uint32_t minimum_version;
-    const VmfField *fields;
+    uint32_t version;                                    /* from 1 */
+    uint32_t minimum_version;                            /* oldest that can be loaded, from 1 */
+    const VmfField *fields;                              /* at most 16 MiB with all subsections */
     const VmfSubsection *subsections;                    /* NULL: none */
     void (*pre_save)(void *device);                      /* guest stopped; may refresh fields. May be NULL */
     void (*pre_load)(void *device);                      /* sets defaults. May be NULL */
@@ -61,8 +61,9 @@ struct VmfDeviceState {
 GByteArray *vmf_device_state_save(const VmfDeviceState *state, void *device, GError **error);
 
 /*
- * Decodes into @device. The whole input is checked before the first field changes; post_load comes last. @swap: the stream's byte
- * order is not the host's.
+ * Decodes into @device. The whole input is checked before the first field changes; then pre_load, the fields, post_load. When
+ * post_load refuses, every field of the tables gets back what it had before; what pre_load and post_load changed beyond the fields is
+ * theirs to undo. @swap: the stream's byte order is not the host's.
  */
 bool vmf_device_state_load(const VmfDeviceState *state, void *device, uint32_t version, const uint8_t *data, size_t length, bool swap,
                            GError **error);

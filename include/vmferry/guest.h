@@ -80,8 +80,11 @@ typedef struct VmfSaveHandlers VmfSaveHandlers; /* vmferry/handlers.h */
 typedef struct VmfDeviceState VmfDeviceState;   /* vmferry/device-state.h */
 
 /*
- * @architecture: up to 31 bytes, compared at the target ("rv32", "x86_64"); @uuid: the machine's, 16 bytes. @ops must outlive the
- * guest. The result is owned by the caller and outlives every session over it.
+ * @architecture: up to 31 bytes, compared at the target ("rv32", "x86_64"); @uuid: the machine's, 16 bytes. @ops is copied, as is
+ * every table of callbacks given to a guest. The result is owned by the caller and outlives every session over it.
+ *
+ * This call, vmf_guest_set_property() and vmf_guest_set_dirty_log() always succeed; arguments that break their rules are kept as the
+ * guest's fault, and each session over it then fails at once with VMF_ERROR_USAGE, saying which.
  */
 VmfGuest *vmf_guest_new(const char *architecture, const uint8_t uuid[16], const VmfGuestOps *ops, void *opaque);
 /* Frees the guest and its RAM blocks. */
@@ -90,21 +93,31 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfGuest, vmf_guest_free)
 
 /*
  * Something both ends must agree on before a page moves ("cpu.model", "memory.size"): static data, compared for equality; a
- * difference is named as an incompatibility. Keys up to 63, values up to 255 bytes of UTF-8; at most 256 of them.
+ * difference is named as an incompatibility. Keys 1 to 63, values up to 255 bytes of UTF-8; at most 256 of them. A key that is set
+ * again takes the new value. Both are copied.
  */
 void vmf_guest_set_property(VmfGuest *guest, const char *key, const char *value);
 
-/* Adds a block; the guest owns it from now on. False when the name is taken or there are too many. Returns its index. */
+/*
+ * Adds a block; the guest owns it from now on. False when the name is taken or there are too many: the block is the caller's still.
+ * @index (may be NULL): its place in the guest's list.
+ */
 bool vmf_guest_add_ram(VmfGuest *guest, VmfRamBlock *block, unsigned *index, GError **error);
 unsigned vmf_guest_n_ram(const VmfGuest *guest);
 VmfRamBlock *vmf_guest_ram(const VmfGuest *guest, unsigned index);
 
 void vmf_guest_set_dirty_log(VmfGuest *guest, const VmfDirtyLogOps *ops, void *opaque);
 
-/* Adds a device: @state describes it (outlives the guest), @device points at its struct. Saved and loaded in the order added. */
+/*
+ * Adds a device: @state describes it (its name, fields and subsections outlive the guest), @device points at its struct. Saved and
+ * loaded in the order added. Its section has the name of @state.
+ */
 bool vmf_guest_add_device(VmfGuest *guest, const VmfDeviceState *state, uint32_t instance, void *device, GError **error);
 
-/* Adds an owner of state with handlers of its own. @name as in the stream, 1 to 63 bytes; (name, instance) unique. */
+/*
+ * Adds an owner of state with handlers of its own. @name as in the stream: 1 to 63 bytes of printable ASCII, not "ram"; (name,
+ * instance) is unique among handlers and devices.
+ */
 bool vmf_guest_add_handlers(VmfGuest *guest, const char *name, uint32_t instance, uint32_t version,
                             const VmfSaveHandlers *handlers, void *opaque, GError **error);
 

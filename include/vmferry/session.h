@@ -85,11 +85,20 @@ typedef struct {
 } VmfPolicyInput;
 
 typedef enum { VMF_DECIDE_ROUND, VMF_DECIDE_SWITCHOVER, VMF_DECIDE_GIVE_UP } VmfDecision;
+#define VMF_POLICY_REASON_SIZE 200 /* bytes, the terminating NUL included */
 typedef struct {
-    VmfDecision decision;
-    unsigned throttle_percent; /* from now on */
-    const char *reason;        /* static string, for status and events; NULL: nothing new to say */
+    size_t size;
+    VmfDecision decision;      /* VMF_DECIDE_ROUND unless set */
+    unsigned throttle_percent; /* from now on; as in force unless set. The session cuts it to throttle_maximum */
+    uint64_t wait_ns;          /* before the next round, when there is no use in it at once; a cancel or a changed limit ends the wait */
+    char reason[VMF_POLICY_REASON_SIZE]; /* one sentence for status and events; "" unless set: nothing new to say */
 } VmfPolicyOutput;
+
+/*
+ * How long the guest would stand still if it were stopped now: pending bytes at the acknowledged rate, 1.5 round trips, device state
+ * and journal. UINT64_MAX: not in any time that can be told (nothing was acknowledged yet). The session fills forecast_ns with it.
+ */
+uint64_t vmf_policy_forecast_ns(const VmfPolicyInput *input);
 
 typedef struct VmfPolicyOps {
     size_t size;
@@ -128,8 +137,13 @@ typedef struct {
     void *fault_opaque;
 } VmfParameters;
 
-/* Fills in the defaults: 2 channels, 20 ms, no bandwidth limit, audit after, version 3, … */
-void vmf_parameters_init(VmfParameters *parameters);
+/* Fills in the defaults: 2 channels, 20 ms, no bandwidth limit, audit after, version 3, … A larger library fills no more than the
+ * caller's struct has, which is why the size is the caller's. */
+void vmf_parameters_init_sized(VmfParameters *parameters, size_t size);
+#define vmf_parameters_init(parameters) vmf_parameters_init_sized((parameters), sizeof(VmfParameters))
+
+/* Whether all of @parameters is in range; the session does it too. */
+bool vmf_parameters_check(const VmfParameters *parameters, GError **error);
 
 /* ---- statistics ------------------------------------------------------------------------------------------------------------ */
 

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the embedder told of its guest: kept, checked once, and read-only afterwards. */
+#include "migration/guest.h"
+#include "migration/device-state.h"
+#include "migration/ops.h"
+
+#include <vmferry/error.h>
+
+_Static_assert(VMF_SECTION_NAME_MAX == VMF_DEVICE_NAME_MAX, "a device's name is its section's name");
+
+/* An entry with the copies that its pointers lead to. */
+typedef struct {
+    VmfGuestEntry entry;
+    VmfSaveHandlers handlers;
+    VmfDeviceState state;
+} OwnedEntry;
+
+struct VmfGuest {
+    char *architecture;
+    uint8_t uuid[16];
+    VmfGuestOps ops;
+    void *opaque;
+    bool has_dirty_log;
+    VmfDirtyLogOps dirty_log;
+    void *dirty_log_opaque;
+    GPtrArray *properties; /* VmfGuestProperty */
+    GPtrArray *blocks;     /* VmfRamBlock */
+    GPtrArray *entries;    /* OwnedEntry */
+    char *fault;           /* the first thing that was wrong with it; NULL: nothing */
+};
+
+static void property_free(gpointer data)
+{
+    VmfGuestProperty *property = data;
+
+    g_free(property->key);
+    g_free(property->value);
+    g_free(property);
+}
+
+static void block_free(gpointer data)
+{
+    vmf_ram_block_free(data);
+}
+
+static void entry_free(gpointer data)
+{
+    OwnedEntry *owned = data;
+
+    g_free(owned->entry.name);
+    g_free(owned);
+}
+
+/* ---- faults of calls that cannot fail
+ * ------------------------------------------------------------------------------------ */
+
+static void set_fault(VmfGuest *guest, const char *fault)
+{
+    if (!guest->fault)
+        guest->fault = g_strdup(fault);
+}
+
+bool vmf_guest_check(const VmfGuest *guest, GError **error)
+{
+    if (!guest->fault)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "guest: %s", guest->fault);
+    return false;
+}
+
+/* ---- identity
+ * ------------------------------------------------------------------------------------------------------------ */
+
+VmfGuest *vmf_guest_new(const char *architecture, const uint8_t uuid[16], const VmfGuestOps *ops, void *opaque)
+{
+    VmfGuest *guest = g_new0(VmfGuest, 1);
+
+    guest->architecture = g_strdup(architecture);
+    memcpy(guest->uuid, uuid, sizeof(guest->uuid));
+    guest->opaque = opaque;
+    guest->properties = g_ptr_array_new_with_free_func(property_free);
+    guest->blocks = g_ptr_array_new_with_free_func(block_free);
+    guest->entries = g_ptr_array_new_with_free_func(entry_free);
+
+    if (!vmf_is_printable(architecture, strlen(architecture), VMF_ARCHITECTURE_MAX))
+        set_fault(guest, "architecture: 1 to 31 bytes of printable ASCII");
+    if (!vmf_ops_copy(&guest->ops, sizeof(guest->ops), ops, VMF_SIZE_UP_TO(VmfGuestOps, is_running)) ||
+        !guest->ops.stop || !guest->ops.start || !guest->ops.is_running)
+        set_fault(guest, "run control: stop, start and is_running are required");
+    return guest;
+}
+
+void vmf_guest_free(VmfGuest *guest)
+{
+    if (!guest)
+        return;
+    g_ptr_array_unref(guest->entries);
+    g_ptr_array_unref(guest->blocks);
+    g_ptr_array_unref(guest->properties);
+    g_free(guest->architecture);
+    g_free(guest->fault);
+    g_free(guest);
+}
+
+const char *vmf_guest_architecture(const VmfGuest *guest)
+{
+    return guest->architecture;
+}
+
+const uint8_t *vmf_guest_uuid(const VmfGuest *guest)
+{
+    return guest->uuid;
+}
+
+const VmfGuestOps *vmf_guest_ops(const VmfGuest *guest)
+{
+    return &guest->ops;
+}
+
+void *vmf_guest_opaque(const VmfGuest *guest)
+{
+    return guest->opaque;
+}
+
+/* ---- the dirty log
+ * ------------------------------------------------------------------------------------------------------- */
+
+void vmf_guest_set_dirty_log(VmfGuest *guest, const VmfDirtyLogOps *ops, void *opaque)
+{
+    VmfDirtyLogOps *own = &guest->dirty_log;
+
+    if (!vmf_ops_copy(own, sizeof(*own), ops, VMF_SIZE_UP_TO(VmfDirtyLogOps, clear)) || !own->start || !own->stop ||
+        !own->harvest || !own->clear)
+        set_fault(guest, "dirty log: start, stop, harvest and clear are required");
+    if (!own->name)
+        own->name = "unnamed";
+    guest->dirty_log_opaque = opaque;
+    guest->has_dirty_log = true;
+}
+
+const VmfDirtyLogOps *vmf_guest_dirty_log(const VmfGuest *guest)
+{
+    return guest->has_dirty_log ? &guest->dirty_log : NULL;
+}
+
+void *vmf_guest_dirty_log_opaque(const VmfGuest *guest)
+{
+    return guest->dirty_log_opaque;
+}
+
+/* ---- properties
+ * ---------------------------------------------------------------------------------------------------------- */
+
+static VmfGuestProperty *find_property(const VmfGuest *guest, const char *key)
+{
+    for (unsigned i = 0; i < guest->properties->len; i++) {
+        VmfGuestProperty *property = g_ptr_array_index(guest->properties, i);
+
+        if (!strcmp(property->key, key))
+            return property;
+    }
+    return NULL;
+}
+
+static bool is_text(const char *text, size_t least, size_t most)
+{
+    size_t length = strlen(text);
+
+    return length >= least && length <= most && g_utf8_validate(text, length, NULL);
+}
+
+static const char *property_fault(const VmfGuest *guest, const char *key, const char *value)
+{
+    if (!is_text(key, 1, VMF_PROPERTY_KEY_MAX))
+        return "property: a key has 1 to 63 bytes of UTF-8";
+    if (!is_text(value, 0, VMF_PROPERTY_VALUE_MAX))
+        return "property: a value has up to 255 bytes of UTF-8";
+    if (!find_property(guest, key) && guest->properties->len == VMF_PROPERTIES_MAX)
+        return "property: there are more than 256";
+    return NULL;
+}
+
+void vmf_guest_set_property(VmfGuest *guest, const char *key, const char *value)
+{
+    const char *fault = property_fault(guest, key, value);
+    VmfGuestProperty *property;
+
+    if (fault) {
+        set_fault(guest, fault);
+        return;
+    }
+    property = find_property(guest, key);
+    if (!property) {
+        property = g_new0(VmfGuestProperty, 1);
+        property->key = g_strdup(key);
+        g_ptr_array_add(guest->properties, property);
+    }
+    g_free(property->value);
+    property->value = g_strdup(value);
+}
+
+unsigned vmf_guest_n_properties(const VmfGuest *guest)
+{
+    return guest->properties->len;
+}
+
+const VmfGuestProperty *vmf_guest_property(const VmfGuest *guest, unsigned index)
+{
+    return g_ptr_array_index(guest->properties, index);
+}
+
+const char *vmf_guest_property_value(const VmfGuest *guest, const char *key)
+{
+    const VmfGuestProperty *property = find_property(guest, key);
+
+    return property ? property->value : NULL;
+}
+
+/* ---- RAM
+ * ----------------------------------------------------------------------------------------------------------------- */
+
+bool vmf_guest_add_ram(VmfGuest *guest, VmfRamBlock *block, unsigned *index, GError **error)
+{
+    const char *name = vmf_ram_block_name(block);
+
+    if (guest->blocks->len == VMF_RAM_BLOCKS_MAX) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,
+                    "guest: RAM block '%s': there are %u already, the most a guest can have", name, VMF_RAM_BLOCKS_MAX);
+        return false;
+    }
+    for (unsigned i = 0; i < guest->blocks->len; i++) {
+        if (!strcmp(vmf_ram_block_name(vmf_guest_ram(guest, i)), name)) {
+            g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "guest: RAM block '%s': the name is taken", name);
+            return false;
+        }
+    }
+    g_ptr_array_add(guest->blocks, block);
+    if (index)
+        *index = guest->blocks->len - 1;
+    return true;
+}
+
+unsigned vmf_guest_n_ram(const VmfGuest *guest)
+{
+    return guest->blocks->len;
+}
+
+VmfRamBlock *vmf_guest_ram(const VmfGuest *guest, unsigned index)
+{
+    return g_ptr_array_index(guest->blocks, index);
+}
+
+/* ---- devices and handlers
+ * ------------------------------------------------------------------------------------------------ */
+
+static const char *entry_fault(const VmfGuest *guest, const char *name, uint32_t instance)
+{
+    if (!vmf_is_printable(name, strlen(name), VMF_SECTION_NAME_MAX))
+        return "a name has 1 to 63 bytes of printable ASCII";
+    if (!strcmp(name, VMF_SECTION_RAM))
+        return "the name belongs to the guest's memory";
+    if (guest->entries->len == VMF_SECTIONS_MAX - 1)
+        return "there are 1024 sections already, with that of RAM, the most a guest can have";
+    if (vmf_guest_find_entry(guest, name, instance))
+        return "this name and instance are taken";
+    return NULL;
+}
+
+/* NULL with @error when the section cannot be added. */
+static OwnedEntry *add_entry(VmfGuest *guest, const char *name, uint32_t instance, uint32_t version, GError **error)
+{
+    const char *fault = entry_fault(guest, name, instance);
+    OwnedEntry *owned;
+
+    if (fault) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "guest: section '%s' instance %u: %s", name, instance, fault);
+        return NULL;
+    }
+    owned = g_new0(OwnedEntry, 1);
+    owned->entry.name = g_strdup(name);
+    owned->entry.instance = instance;
+    owned->entry.version = version;
+    g_ptr_array_add(guest->entries, owned);
+    return owned;
+}
+
+bool vmf_guest_add_device(VmfGuest *guest, const VmfDeviceState *state, uint32_t instance, void *device, GError **error)
+{
+    VmfDeviceState own;
+    OwnedEntry *owned;
+
+    if (!vmf_device_state_copy(&own, state, error)) {
+        g_prefix_error(error, "guest: ");
+        return false;
+    }
+    owned = add_entry(guest, own.name, instance, own.version, error);
+    if (!owned)
+        return false;
+    owned->state = own;
+    owned->entry.state = &owned->state;
+    owned->entry.device = device;
+    return true;
+}
+
+bool vmf_guest_add_handlers(VmfGuest *guest, const char *name, uint32_t instance, uint32_t version,
+                            const VmfSaveHandlers *handlers, void *opaque, GError **error)
+{
+    OwnedEntry *owned = add_entry(guest, name, instance, version, error);
+
+    if (!owned)
+        return false;
+    vmf_ops_copy(&owned->handlers, sizeof(owned->handlers), handlers, sizeof(handlers->size));
+    owned->entry.handlers = &owned->handlers;
+    owned->entry.opaque = opaque;
+    return true;
+}
+
+unsigned vmf_guest_n_entries(const VmfGuest *guest)
+{
+    return guest->entries->len;
+}
+
+const VmfGuestEntry *vmf_guest_entry(const VmfGuest *guest, unsigned index)
+{
+    const OwnedEntry *owned = g_ptr_array_index(guest->entries, index);
+
+    return &owned->entry;
+}
+
+const VmfGuestEntry *vmf_guest_find_entry(const VmfGuest *guest, const char *name, uint32_t instance)
+{
+    for (unsigned i = 0; i < guest->entries->len; i++) {
+        const VmfGuestEntry *entry = vmf_guest_entry(guest, i);
+
+        if (entry->instance == instance && !strcmp(entry->name, name))
+            return entry;
+    }
+    return NULL;
+}
