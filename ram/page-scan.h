@@ -42,13 +42,13 @@ void vmf_page_scan_digests(const VmfPageScan *scan, const void *base, size_t pag
 /*
  * Binds a digest to its place (@page: its index in the block), so that sums over many pages notice pages that changed places.
  * 0 for digest 0; otherwise, all modulo 2^64,
- *   x = digest + (page + 1) * 0x9E3779B97F4A7C15, then twice: x = (x ^ x >> 32) * 0xD6E8FEB86659FD93, then x ^ x >> 32.
+ *   x = digest ^ ((page + 1) * 0x9E3779B97F4A7C15), then twice: x = (x ^ x >> 32) * 0xD6E8FEB86659FD93, then x ^ x >> 32.
  */
 static inline uint64_t vmf_page_digest_mix(uint64_t page, uint64_t digest)
 {
     if (digest == 0)
         return 0;
-    uint64_t x = digest + (page + 1) * UINT64_C(0x9E3779B97F4A7C15);
+    uint64_t x = digest ^ ((page + 1) * UINT64_C(0x9E3779B97F4A7C15));
     x = (x ^ x >> 32) * UINT64_C(0xD6E8FEB86659FD93);
     x = (x ^ x >> 32) * UINT64_C(0xD6E8FEB86659FD93);
     return x ^ x >> 32;
