@@ -90,7 +90,7 @@ typedef struct {
     size_t size;
     VmfDecision decision;      /* VMF_DECIDE_ROUND unless set */
     unsigned throttle_percent; /* from now on; as in force unless set. The session cuts it to throttle_maximum */
-    uint64_t wait_ns;          /* before the next round, when there is no use in it at once; a cancel or a changed limit ends the wait */
+    uint64_t wait_ns;          /* before the next round, where one at once is of no use; a cancel or a new limit ends it */
     char reason[VMF_POLICY_REASON_SIZE]; /* one sentence for status and events; "" unless set: nothing new to say */
 } VmfPolicyOutput;
 
