@@ -12,7 +12,7 @@ import sys
 
 import tree
 
-LINE_MAX = 136       # the formatter aims at 120; tables and comments may run a little over
+LINE_MAX = 140       # the formatter aims at 120; tables and comments may run a little over
 FILE_MAX = 900       # lines
 FUNCTION_MAX = 80    # lines from the opening to the closing brace
 SPDX = 'SPDX-License-Identifier: LGPL-2.1-or-later'
