@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ram/occupancy.h"
+
+/* Whether this host can tell touched pages from others: then the sets below are exact. */
+static bool host_can_tell(VmfRamBackend backend)
+{
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("probe", 4096 * 4, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+    g_autoptr(VmfDirtyBitmap) touched = vmf_dirty_bitmap_new(4, NULL);
+
+    return vmf_occupancy_scan(block, touched, NULL) && vmf_dirty_bitmap_count(touched) == 0;
+}
+
+static VmfRamBackend require(void **state)
+{
+    VmfRamBackend backend = (VmfRamBackend)(uintptr_t)*state;
+
+    if (!host_can_tell(backend))
+        skip();
+    return backend;
+}
+
+static void exactly_the_touched_pages_are_found(void **state)
+{
+    VmfRamBackend backend = require(state);
+    const uint64_t n_pages = 3 * 512 + 9;
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", n_pages * 4096, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+    g_autoptr(VmfDirtyBitmap) touched = vmf_dirty_bitmap_new(n_pages, NULL);
+    volatile uint8_t *host = vmf_ram_block_host(block);
+
+    for (uint64_t page = 0; page < n_pages; page += 1 + page % 13)
+        host[page * 4096 + 5] = 1;
+    assert_true(vmf_occupancy_scan(block, touched, NULL));
+    for (uint64_t page = 0, next = 0; page < n_pages; page++) {
+        assert_int_equal(vmf_dirty_bitmap_test(touched, page), page == next);
+        if (page == next)
+            next += 1 + page % 13;
+    }
+}
+
+/* More ranges than one call returns. */
+static void many_ranges_are_found(void **state)
+{
+    VmfRamBackend backend = require(state);
+    const uint64_t n_pages = 4096;
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", n_pages * 4096, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+    g_autoptr(VmfDirtyBitmap) touched = vmf_dirty_bitmap_new(n_pages, NULL);
+    volatile uint8_t *host = vmf_ram_block_host(block);
+
+    for (uint64_t page = 1; page < n_pages; page += 2)
+        host[page * 4096] = 1;
+    assert_true(vmf_occupancy_scan(block, touched, NULL));
+    assert_int_equal(vmf_dirty_bitmap_count(touched), n_pages / 2);
+    assert_true(vmf_dirty_bitmap_test(touched, n_pages - 1));
+}
+
+static void discarded_pages_are_untouched_again(void **state)
+{
+    VmfRamBackend backend = require(state);
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 64 * 4096, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+    g_autoptr(VmfDirtyBitmap) touched = vmf_dirty_bitmap_new(64, NULL);
+
+    memset(vmf_ram_block_host(block), 1, 64 * 4096);
+    assert_true(vmf_ram_block_discard(block, 10 * 4096, 30 * 4096, NULL));
+    assert_true(vmf_occupancy_scan(block, touched, NULL));
+    assert_int_equal(vmf_dirty_bitmap_count(touched), 34);
+    assert_false(vmf_dirty_bitmap_test(touched, 10));
+    assert_false(vmf_dirty_bitmap_test(touched, 39));
+}
+
+/* Reading maps anonymous memory to the kernel's page of zeros, which is no content. */
+static void pages_that_were_only_read_are_untouched(void **state)
+{
+    VmfRamBackend backend = require(state);
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 16 * 4096, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+    g_autoptr(VmfDirtyBitmap) touched = vmf_dirty_bitmap_new(16, NULL);
+    volatile const uint8_t *host = vmf_ram_block_host(block);
+
+    assert_int_equal(host[3 * 4096], 0);
+    assert_true(vmf_occupancy_scan(block, touched, NULL));
+    assert_int_equal(vmf_dirty_bitmap_count(touched), 0);
+}
+
+static size_t count_resident(const VmfRamBlock *block, uint64_t offset, size_t n_pages)
+{
+    g_autofree unsigned char *resident = g_malloc(n_pages);
+    size_t count = 0;
+
+    assert_int_equal(mincore((uint8_t *)vmf_ram_block_host(block) + offset, n_pages * 4096, resident), 0);
+    for (size_t i = 0; i < n_pages; i++)
+        count += resident[i] & 1;
+    return count;
+}
+
+static void a_sparse_terabyte_is_scanned_and_not_populated(void **state)
+{
+    VmfRamBackend backend = require(state);
+    const uint64_t size = UINT64_C(1) << 40;
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", size, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+    g_autoptr(VmfDirtyBitmap) touched = vmf_dirty_bitmap_new(size / 4096, NULL);
+
+    if (!block)
+        skip(); /* this host does not lend out so much address space */
+    volatile uint8_t *host = vmf_ram_block_host(block);
+    for (uint64_t i = 0; i < 100; i++)
+        host[i * (size / 100)] = 1;
+    assert_true(vmf_occupancy_scan(block, touched, NULL));
+    assert_int_equal(vmf_dirty_bitmap_count(touched), 100);
+    assert_int_equal(count_resident(block, 0, 100000), 1);
+}
+
+#define FOR_BACKEND(test, backend) {#test "/" #backend, test, NULL, NULL, (void *)(uintptr_t)(backend)}
+#define FOR_BOTH(test) FOR_BACKEND(test, VMF_RAM_ANON), FOR_BACKEND(test, VMF_RAM_MEMFD)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        FOR_BOTH(exactly_the_touched_pages_are_found),
+        FOR_BOTH(many_ranges_are_found),
+        FOR_BOTH(discarded_pages_are_untouched_again),
+        FOR_BACKEND(pages_that_were_only_read_are_untouched, VMF_RAM_ANON),
+        FOR_BOTH(a_sparse_terabyte_is_scanned_and_not_populated),
+    };
+    if (!host_can_tell(VMF_RAM_ANON) && !host_can_tell(VMF_RAM_MEMFD))
+        return 77;
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
