@@ -196,7 +196,7 @@ static void slow_down(DefaultPolicy *policy, const VmfPolicyInput *in, VmfPolicy
     }
     policy->asked = next;
     policy->stale = 0;
-    policy->judged = false; /* a new degree: what it can do shows from its own first round on */
+    policy->best_ns = in->forecast_ns; /* what the new degree can do is measured from here */
     out->throttle_percent = next;
     g_snprintf(out->reason, sizeof(out->reason),
                "the guest writes %.1f MB/s, the link carries %.1f MB/s: the guest is throttled by %u %%",
