@@ -446,7 +446,7 @@ static void test_malformed(void **state)
 
 static void test_lengths_that_disagree(void **state)
 {
-    g_autoptr(GByteArray) fields = save(&oldest, &sample), subsection = begin();
+    g_autoptr(GByteArray) fields = save(&oldest, &sample), subsection = begin(), longer = begin();
     uint32_t length = 19;
 
     memcpy(fields->data, &length, sizeof(length));
@@ -456,6 +456,11 @@ static void test_lengths_that_disagree(void **state)
     add_end(subsection);
     assert_refused(&with_rate, 1, subsection->data, subsection->len, false, VMF_ERROR_DEVICE_STATE,
                    "subsection 'rate': fields: 4 bytes, version 1 has 5");
+    add_subsection(longer, "rate", 0, 1, 6);
+    g_byte_array_append(longer, (const uint8_t *)"\1\1\1\1\1\1", 6);
+    add_end(longer);
+    assert_refused(&with_rate, 1, longer->data, longer->len, false, VMF_ERROR_DEVICE_STATE,
+                   "subsection 'rate': fields: 6 bytes, version 1 has 5");
 }
 
 static void test_bool_is_0_or_1(void **state)

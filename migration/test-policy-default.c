@@ -170,6 +170,9 @@ static void test_throttling_above_the_limit(void **state)
     STORY(20, , {400, ROUND, 0, NULL}, {390, ROUND, 0, NULL}, {395, ROUND, 20, "throttled by 20 %"},
           {380, ROUND, 20, NULL}, {370, ROUND, 30, "throttled by 30 %"}, {250, ROUND, 30, NULL}, {240, ROUND, 30, NULL},
           {100, ROUND, 30, NULL}, {18, ROUND, 30, NULL}, {3, ROUND, 30, NULL}, {2.9, STOP, 30, NULL});
+    /* a quiet moment is no measure for what comes after a new degree */
+    STORY(20, , {400, ROUND, 0, NULL}, {100, ROUND, 0, NULL}, {400, ROUND, 0, NULL}, {400, ROUND, 20, "throttled"},
+          {250, ROUND, 20, NULL}, {190, ROUND, 20, NULL}, {140, ROUND, 20, NULL});
     /* a guest that works in bursts gains nothing by its ups and downs */
     STORY(20, , {400, ROUND, 0, NULL}, {800, ROUND, 0, NULL}, {400, ROUND, 20, "throttled"});
 }
