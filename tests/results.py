@@ -11,6 +11,8 @@ import re
 import sys
 
 CASE = re.compile(r'^\[ OK \] (.+)$|^\[ SKIPPED \] (.+)$|^\[ FAILED \] (.+)$')
+# A sanitizer's report counts even where the program (a child, perhaps) went on to pass.
+REPORT = re.compile(r'^(?:.*: runtime error: .*|SUMMARY: \w+Sanitizer: .*)$', re.M)
 LISTED = re.compile(r'^\d+ test\(s\)')
 
 
@@ -24,10 +26,12 @@ def last_line(text):
     return lines[-1][:200] if lines else ''
 
 
-def cmocka_cases(text):
-    """[(result, case, reason)], in order; empty when the program is not a cmocka group."""
+def cmocka_cases(text, errors):
+    """[(result, case, reason)], in order; empty when the program is not a cmocka group. Its stderr has one error for each failed case."""
     seen = {}
     said = []
+    failures = re.findall(r'^\[ {2}ERROR {3}\] (?:--- )?(.*(?:\n(?!\[ {3}LINE).*)*)\n\[ {3}LINE {3}\] --- (\S+):', errors, re.M)
+    failures = [f'{clean(what)} ({where})' for what, where in failures]
     for line in text.splitlines():
         line = clean(line)
         match = CASE.match(line)
@@ -37,25 +41,29 @@ def cmocka_cases(text):
             said.append(line)
         else:
             for kind, name in zip(('pass', 'skip', 'fail'), match.groups()):
-                if name and not LISTED.match(name):
-                    seen.setdefault(name, (kind, said[-1] if said else 'no reason given'))
-    return [(kind, name, '' if kind == 'pass' else reason) for name, (kind, reason) in seen.items()]
+                if not name or LISTED.match(name) or name in seen:
+                    continue
+                reason = failures.pop(0) if kind == 'fail' and failures else said[-1] if said else 'no reason given'
+                seen[name] = (kind, '' if kind == 'pass' else reason)
+    return [(kind, name, reason) for name, (kind, reason) in seen.items()]
 
 
 def results_of(test):
-    name = test['name'].split(':')[-1]
-    text = test.get('stdout', '') + '\n' + test.get('stderr', '')
+    name = test['name'].split(' / ')[-1]
+    stdout, stderr = test.get('stdout', ''), test.get('stderr', '')
+    text = stdout + '\n' + stderr
     outcome = test['result']
+    reports = [('fail', name, clean(report)) for report in REPORT.findall(text)]
     if outcome == 'SKIP':
-        return [('skip', name, last_line(text) or 'no reason given')]
-    cases = [(kind, f'{name}/{case}', reason) for kind, case, reason in cmocka_cases(text)]
+        return reports + [('skip', name, last_line(text) or 'no reason given')]
+    cases = [(kind, f'{name}/{case}', reason) for kind, case, reason in cmocka_cases(stdout, stderr)]
     if outcome not in ('OK', 'EXPECTEDFAIL'):
-        failed = [case for case in cases if case[0] == 'fail']
-        others = [case for case in cases if case[0] != 'fail']
+        failed = [case for case in cases if case[0] == 'fail'] + reports
         whole = ('fail', name, f'{outcome.lower()}, status {test.get("returncode")}: {last_line(text)}')
-        return others + (failed or [whole])
+        return [case for case in cases if case[0] != 'fail'] + (failed or [whole])
     skips = re.findall(r'^SKIP: (.*)$', text, re.M)
-    return (cases or [('pass', name, '')]) + [('skip', name, clean(reason)) for reason in skips]
+    passed = cases or ([] if reports else [('pass', name, '')])
+    return passed + reports + [('skip', name, clean(reason)) for reason in skips]
 
 
 def main():

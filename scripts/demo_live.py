@@ -1,0 +1,182 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The demo itself, once vmferry is built: a guest on host-a moves to host-b while it works. Started by scripts/demo."""
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+from two_hosts import TwoHosts
+
+MACHINE = 'demo'
+WARM_UP_S = 1.5     # the guest dirties its working set at the source first,
+AFTER_S = 1.5       # and checks its memory at the target for a while
+START_TIMEOUT_S = 30
+MOVE_TIMEOUT_S = 120
+
+
+class Wrong(Exception):
+    """Something is off; its text says what."""
+
+
+class Voice:
+    """What is said: sentences for people on stdout, or JSON lines."""
+
+    def __init__(self, as_json):
+        self.as_json = as_json
+
+    def say(self, text):
+        print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+
+    def record(self, record):
+        if self.as_json:
+            print(json.dumps(record), flush=True)
+
+
+def mebibytes(count):
+    return f'{count / 2**20:.0f} MiB'
+
+
+def milliseconds(ns):
+    return f'{ns / 1e6:.1f} ms'
+
+
+def start(host, vmferry, options, *more):
+    """Starts the machine on a host and returns its process and the line that says where it listens."""
+    command = [vmferry, 'run', MACHINE, '--memory', options.memory, '--workload', options.workload,
+               '--host-name', host.name, *more]
+    process = host.popen(*command, stdout=-1)
+    timer = threading.Timer(START_TIMEOUT_S, process.kill)
+    timer.start()
+    line = process.stdout.readline()
+    timer.cancel()
+    if not line:
+        raise Wrong(f'{host.name}: vmferry run ended with status {process.wait()}')
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    return process, json.loads(line)
+
+
+def status(host, vmferry):
+    done = host.run(vmferry, 'status', MACHINE, '--json', capture_output=True)
+    if done.returncode:
+        raise Wrong(f'{host.name}: vmferry status: {done.stderr.strip()}')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def progress_line(record):
+    parts = [f'round {record.get("round", 0)}']
+    total, remaining = record.get('ram_total_bytes', 0), record.get('ram_remaining_bytes', 0)
+    parts.append(f'{mebibytes(remaining)} of {mebibytes(total)} to go')
+    parts.append(f'{mebibytes(record.get("rate_bytes_per_second", 0))}/s')
+    parts.append(f'guest dirties {mebibytes(record.get("dirty_bytes_per_second", 0))}/s')
+    parts.append(f'expected downtime {milliseconds(record.get("expected_downtime_ns", 0))}')
+    return '  ' + ', '.join(parts)
+
+
+def migrate(host, vmferry, uri, voice):
+    """Moves the machine away from a host; progress is told as it comes. Returns the tool's summary and exit status."""
+    process = host.popen(vmferry, 'migrate', MACHINE, uri, '--insecure', '--json', stdout=-1)
+    timer = threading.Timer(MOVE_TIMEOUT_S, process.terminate)
+    timer.start()
+    summary = {}
+    for line in process.stdout:
+        record = json.loads(line)
+        if record.get('type') == 'summary':
+            summary = record
+            continue
+        voice.record(record)
+        if record.get('type') == 'status' and not voice.as_json:
+            voice.say(progress_line(record))
+        elif record.get('type') in ('event', 'error'):
+            voice.say('  ' + (record.get('text') or record.get('message') or ''))
+    process.wait()
+    timer.cancel()
+    return summary, process.returncode
+
+
+def run(options, voice):
+    vmferry = os.path.join(options.build, 'tools', 'vmferry')
+    hosts = TwoHosts(loopback=options.loopback)
+    with hosts as (a, b):
+        if hosts.why_loopback:
+            voice.say(f'both hosts share the loopback: no network namespaces ({hosts.why_loopback})')
+        else:
+            voice.say(f'two hosts: {a.name} {a.address}, {b.name} {b.address}, network namespaces joined by veth')
+        _, listening = start(b, vmferry, options, '--incoming', f'tcp:{b.address}:0', '--insecure')
+        start(a, vmferry, options)
+        voice.say(f'{a.name}: guest with {options.memory} runs: {options.workload}')
+        time.sleep(WARM_UP_S)
+        before = status(a, vmferry)
+        if before['guest_errors']:
+            raise Wrong(f'{a.name}: the guest found {before["guest_errors"]} errors before it moved')
+        voice.say(f'{a.name}$ vmferry migrate {MACHINE} {listening["uri"]} --insecure')
+        summary, code = migrate(a, vmferry, listening['uri'], voice)
+        if not summary:
+            raise Wrong(f'vmferry migrate: exit status {code}, no summary')
+        arrived = status(b, vmferry)
+        time.sleep(AFTER_S)
+        return conclude(a, b, summary, code, before, arrived, status(b, vmferry))
+
+
+def conclude(a, b, summary, code, before, arrived, after):
+    """The summary of all of it, with what is wrong, if anything."""
+    beats = after['beats'] - arrived['beats']
+    wrong = []
+    if code:
+        wrong.append(f'vmferry migrate: exit status {code}')
+    if summary['outcome'] != 'completed':
+        wrong.append(f'outcome {summary["outcome"]}')
+    if after['guest_errors']:
+        wrong.append(f'the guest found {after["guest_errors"]} errors in its memory')
+    if beats <= 0 or arrived['beats'] < before['beats']:
+        wrong.append(f'the guest does not go on at {b.name}')
+    if summary['verified'] != 'full':
+        wrong.append(f'verified: {summary["verified"]}')
+    if not summary.get('guest_gap_ns'):
+        wrong.append('the longest gap is not known')
+    summary.update(type='summary', source=a.name, target=b.name, guest_errors=after['guest_errors'],
+                   beats_at_target=beats, wrong=wrong)
+    return summary
+
+
+def last_line(summary):
+    if summary['wrong']:
+        return 'vmferry: demo: ' + '; '.join(summary['wrong'])
+    return (f'{MACHINE} runs on {summary["target"]}: moved in {summary["total_ns"] / 1e9:.2f} s over {summary["rounds"]} rounds '
+            f'with {mebibytes(summary["bytes_sent"])} sent; stopped for {milliseconds(summary["downtime_ns"])}, '
+            f'longest gap between two beats {milliseconds(summary["guest_gap_ns"])}; '
+            f'{summary["guest_errors"]} errors found by the guest, {summary["verified"]} verification')
+
+
+def interrupted(number, _):
+    raise SystemExit(128 + number)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='scripts/demo')
+    parser.add_argument('build')
+    parser.add_argument('--json', action='store_true')
+    parser.add_argument('--loopback', action='store_true')
+    parser.add_argument('--memory', default='256M')
+    parser.add_argument('--workload', default='dirty=100M,set=64M')
+    options = parser.parse_args()
+    voice = Voice(options.json)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    try:
+        summary = run(options, voice)
+    except (Wrong, OSError, ValueError, KeyError) as error:
+        voice.record({'type': 'summary', 'outcome': 'failed', 'wrong': [str(error)]})
+        voice.say(f'vmferry: demo: {error}')
+        return 1
+    voice.record(summary)
+    if not voice.as_json or summary['wrong']:
+        voice.say(last_line(summary))
+    return 1 if summary['wrong'] else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
