@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the guest program needs of the processor it runs on, and what that part calls. One arch-*.c for each. */
+#ifndef MACHINE_GUEST_ARCH_H
+#define MACHINE_GUEST_ARCH_H
+
+#include "machine/guest/boot.h"
+
+const struct guest_parameters *arch_parameters(void);
+/* First byte of main memory that program, data and stack do not use; page aligned. */
+uint8_t *arch_free_memory(void);
+
+/* Starts the timer: guest_tick() is called each guest millisecond from now on, as an interrupt. */
+void arch_start_timer(void);
+/* Sleeps until *ticks, which guest_tick() changes, is other than @seen. */
+void arch_wait(const volatile uint32_t *ticks, uint32_t seen);
+
+void arch_beat(uint32_t pages_written);
+void arch_error(uint32_t address);
+void arch_console(char c);
+/* No interrupt, no instruction that matters, for ever. */
+_Noreturn void arch_halt(void);
+
+/* guest.c; on the boot stack, interrupts off */
+_Noreturn void guest_main(void);
+/* guest.c; from the timer interrupt */
+void guest_tick(void);
+/* guest.c; an exception that the program never causes by itself */
+_Noreturn void guest_exception(uint32_t cause, uint32_t address);
+
+#endif
