@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The guest program as it stands at the start of the ROM; made from guest/ by guest/embed. */
+#ifndef MACHINE_GUEST_IMAGE_H
+#define MACHINE_GUEST_IMAGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+extern const uint8_t vmf_guest_image[];
+extern const size_t vmf_guest_image_size;
+
+#endif

@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Assembles the reference machine: memory, boot parameters, vCPU, devices, dirty log; and what its owner may ask of it.
+ */
+#include "machine/machine-private.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+#include <vmferry/error.h>
+#include <xxhash.h>
+#include "machine/guest-image.h"
+
+#define PAGE_SIZE 4096u
+#define SET_DEFAULT (16ull << 20)
+/* Bumped with whatever the guest could tell apart: memory map, registers. */
+#define MACHINE_TYPE "vmferry-rv32-1"
+
+/* ---- configuration ----------------------------------------------------------------------------------------------- */
+
+static bool config_problem(const VmfMachineConfig *c, const char *problem, GError **error)
+{
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: %s", c->name, problem);
+    return false;
+}
+
+static bool check_config(const VmfMachineConfig *c, GError **error)
+{
+    if (c->memory_bytes < GUEST_RAM_SIZE_MIN || c->memory_bytes > GUEST_RAM_SIZE_MAX)
+        return config_problem(c, "memory is 256K to 2G", error);
+    if (c->memory_bytes % PAGE_SIZE)
+        return config_problem(c, "memory is a multiple of 4K", error);
+    if (c->set_bytes > c->memory_bytes)
+        return config_problem(c, "the working set is larger than memory", error);
+    if (c->dirty_bytes_per_second / PAGE_SIZE > GUEST_PAGES_PER_SECOND_MAX)
+        return config_problem(c, "the dirty rate is out of range", error);
+    return true;
+}
+
+/* Both are rounded up: a rate or a set that is not zero stays so. */
+static struct guest_parameters boot_parameters(const VmfMachineConfig *c)
+{
+    uint64_t set_bytes = c->set_bytes;
+
+    if (!set_bytes && c->dirty_bytes_per_second)
+        set_bytes = MIN(SET_DEFAULT, c->memory_bytes / 2);
+    return (struct guest_parameters){
+        .magic = GUINT32_TO_LE(GUEST_PARAMETERS_MAGIC),
+        .ram_base = GUINT32_TO_LE(GUEST_RAM_BASE),
+        .ram_size = GUINT32_TO_LE((uint32_t)c->memory_bytes),
+        .vram_base = GUINT32_TO_LE(GUEST_VRAM_BASE),
+        .vram_size = GUINT32_TO_LE(GUEST_VRAM_SIZE),
+        .rom_base = GUINT32_TO_LE(GUEST_ROM_BASE),
+        .rom_size = GUINT32_TO_LE(GUEST_ROM_SIZE),
+        .pages_per_second = GUINT32_TO_LE((uint32_t)((c->dirty_bytes_per_second + PAGE_SIZE - 1) / PAGE_SIZE)),
+        .set_pages = GUINT32_TO_LE((uint32_t)((set_bytes + PAGE_SIZE - 1) / PAGE_SIZE)),
+        .seed = GUINT32_TO_LE(c->seed),
+    };
+}
+
+/* ---- assembly ---------------------------------------------------------------------------------------------------- */
+
+static void set_properties(VmfMachine *m, const VmfMachineConfig *c)
+{
+    g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, c->memory_bytes);
+
+    vmf_guest_set_property(m->guest, "machine.type", MACHINE_TYPE);
+    vmf_guest_set_property(m->guest, "cpu.model", "rv32ima");
+    vmf_guest_set_property(m->guest, "memory.size", memory);
+}
+
+/* Adds the block that has to be number @expected and shows it to the vCPU as region @region. */
+static bool add_block(VmfMachine *m, const VmfMachineConfig *c, unsigned expected, const char *name, uint32_t base,
+                      uint64_t size, unsigned region, GError **error)
+{
+    bool rom = expected == BLOCK_ROM;
+    VmfRamFlags flags = (rom ? VMF_RAM_ROM : 0) | (c->huge_pages ? 0 : VMF_RAM_NO_HUGE_PAGES);
+    VmfRamBlock *block = vmf_ram_block_new(name, size, c->ram_backend, flags, base, error);
+    unsigned index;
+
+    if (!block)
+        return false;
+    if (!vmf_guest_add_ram(m->guest, block, &index, error)) {
+        vmf_ram_block_free(block);
+        return false;
+    }
+    g_assert(index == expected);
+    m->cpu.regions[region] = (VmfRv32Region){
+        .host = vmf_ram_block_host(block),
+        .base = base,
+        .size = (uint32_t)size,
+        .read_only = rom,
+    };
+    return true;
+}
+
+/* The vCPU's fast region is main memory. */
+static const unsigned region_of_block[N_BLOCKS] = {[BLOCK_ROM] = 1, [BLOCK_RAM] = 0, [BLOCK_VRAM] = 2};
+
+static bool add_memory(VmfMachine *m, const VmfMachineConfig *c, GError **error)
+{
+    struct guest_parameters parameters = boot_parameters(c);
+    uint8_t *rom;
+
+    if (!add_block(m, c, BLOCK_ROM, "rom", GUEST_ROM_BASE, GUEST_ROM_SIZE, region_of_block[BLOCK_ROM], error) ||
+        !add_block(m, c, BLOCK_RAM, "ram", GUEST_RAM_BASE, c->memory_bytes, region_of_block[BLOCK_RAM], error) ||
+        !add_block(m, c, BLOCK_VRAM, "vram", GUEST_VRAM_BASE, GUEST_VRAM_SIZE, region_of_block[BLOCK_VRAM], error))
+        return false;
+    rom = vmf_ram_block_host(vmf_guest_ram(m->guest, BLOCK_ROM));
+    memcpy(rom, vmf_guest_image, vmf_guest_image_size);
+    memcpy(rom + GUEST_PARAMETERS_OFFSET, &parameters, sizeof(parameters));
+    return true;
+}
+
+static void attach_dirty_log(void *opaque, VmfLogBitmap *bitmaps)
+{
+    VmfMachine *m = opaque;
+
+    vmf_vcpu_hold(m);
+    for (unsigned block = 0; block < N_BLOCKS; block++)
+        m->cpu.regions[region_of_block[block]].dirty = bitmaps ? &bitmaps[block] : NULL;
+    vmf_vcpu_unhold(m);
+}
+
+static void add_dirty_log(VmfMachine *m)
+{
+    uint64_t n_pages[N_BLOCKS];
+
+    for (unsigned block = 0; block < N_BLOCKS; block++)
+        n_pages[block] = vmf_ram_block_size(vmf_guest_ram(m->guest, block)) / PAGE_SIZE;
+    m->dirty_log = vmf_rv32_log_new(n_pages, N_BLOCKS, attach_dirty_log, m);
+    vmf_guest_set_dirty_log(m->guest, &vmf_rv32_log_ops, m->dirty_log);
+}
+
+static bool open_console(VmfMachine *m, const char *path, GError **error)
+{
+    m->console_fd = -1;
+    if (!path)
+        return true;
+    /* Without O_NONBLOCK a pipe that nobody reads would stop the guest. */
+    m->console_fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+    if (m->console_fd < 0)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s: console %s: open: %s", m->name, path, g_strerror(errno));
+    return m->console_fd >= 0;
+}
+
+/* Where it cannot be read it stays zero, as on another such host: clocks are then taken for one host's, if they agree.
+ */
+static void read_boot_id(uint8_t id[16])
+{
+    g_autofree char *text = NULL;
+    unsigned n = 0;
+
+    memset(id, 0, 16);
+    if (!g_file_get_contents("/proc/sys/kernel/random/boot_id", &text, NULL, NULL))
+        return;
+    for (const char *c = text; *c && n < 32; c++) {
+        if (g_ascii_isxdigit(*c)) {
+            id[n / 2] = (uint8_t)(id[n / 2] << 4 | g_ascii_xdigit_value(*c));
+            n++;
+        }
+    }
+}
+
+static bool assemble(VmfMachine *m, const VmfMachineConfig *c, GError **error)
+{
+    m->guest = vmf_guest_new("rv32", c->uuid, &vmf_machine_guest_ops, m);
+    set_properties(m, c);
+    if (!open_console(m, c->console_path, error) || !add_memory(m, c, error) || !vmf_machine_add_devices(m, error))
+        return false;
+    add_dirty_log(m);
+    m->cpu.mmio_read = vmf_machine_mmio_read;
+    m->cpu.mmio_write = vmf_machine_mmio_write;
+    m->cpu.opaque = m;
+    vmf_rv32_reset(&m->cpu.state, GUEST_ROM_BASE);
+    return true;
+}
+
+VmfMachine *vmf_machine_new(const VmfMachineConfig *config, GError **error)
+{
+    g_autoptr(VmfMachine) m = NULL;
+
+    if (!check_config(config, error))
+        return NULL;
+    m = g_new0(VmfMachine, 1);
+    m->name = g_strdup(config->name);
+    m->unpaced = config->unpaced;
+    m->console_fd = -1;
+    read_boot_id(m->boot_id);
+    vmf_vcpu_init(m);
+    if (!assemble(m, config, error) || !vmf_vcpu_create(m, error))
+        return NULL;
+    return g_steal_pointer(&m);
+}
+
+void vmf_machine_free(VmfMachine *m)
+{
+    if (!m)
+        return;
+    vmf_vcpu_destroy(m);
+    g_clear_pointer(&m->guest, vmf_guest_free);
+    vmf_rv32_log_free(m->dirty_log);
+    if (m->console_fd >= 0)
+        close(m->console_fd);
+    g_free(m->name);
+    g_free(m);
+}
+
+/* ---- the owner's view -------------------------------------------------------------------------------------------- */
+
+VmfGuest *vmf_machine_guest(VmfMachine *m)
+{
+    return m->guest;
+}
+
+const char *vmf_machine_name(const VmfMachine *m)
+{
+    return m->name;
+}
+
+bool vmf_machine_start(VmfMachine *m, GError **error)
+{
+    return vmf_vcpu_start(m, true, error);
+}
+
+bool vmf_machine_stop(VmfMachine *m, GError **error)
+{
+    vmf_vcpu_stop(m);
+    return true;
+}
+
+void vmf_machine_get_info(VmfMachine *m, VmfMachineInfo *info)
+{
+    *info = (VmfMachineInfo){.backend = "rv32"};
+    for (unsigned block = 0; block < N_BLOCKS; block++)
+        info->memory_bytes += vmf_ram_block_size(vmf_guest_ram(m->guest, block));
+    pthread_mutex_lock(&m->lock);
+    info->running = m->want_run;
+    info->instructions = m->instructions;
+    info->beats = m->beat.beats;
+    info->guest_errors = m->beat.errors;
+    info->guest_error_address = m->beat.error_address;
+    info->guest_gap_max_ns = m->beat.gap_max_ns;
+    info->pages_written = m->beat.pages_written;
+    info->console_lines = m->console.lines;
+    info->console_lines_lost = m->console_lines_lost;
+    info->throttle_percent = m->throttle_percent;
+    pthread_mutex_unlock(&m->lock);
+}
+
+static bool check_stopped(VmfMachine *m, const char *operation, GError **error)
+{
+    if (!vmf_machine_is_running(m))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "%s: %s: the guest is running", m->name, operation);
+    return false;
+}
+
+bool vmf_machine_release_ram(VmfMachine *m, GError **error)
+{
+    if (!check_stopped(m, "release memory", error))
+        return false;
+    pthread_mutex_lock(&m->lock);
+    m->released = true;
+    pthread_mutex_unlock(&m->lock);
+    for (unsigned i = 0; i < N_BLOCKS; i++) {
+        VmfRamBlock *block = vmf_guest_ram(m->guest, i);
+
+        if (!vmf_ram_block_discard(block, 0, vmf_ram_block_size(block), error))
+            return false;
+    }
+    return true;
+}
+
+static XXH128_hash_t digest(VmfMachine *m, const GByteArray *state)
+{
+    XXH3_state_t *hash = XXH3_createState();
+    XXH128_hash_t result;
+
+    XXH3_128bits_reset(hash);
+    XXH3_128bits_update(hash, state->data, state->len);
+    for (unsigned i = 0; i < N_BLOCKS; i++) {
+        VmfRamBlock *block = vmf_guest_ram(m->guest, i);
+
+        XXH3_128bits_update(hash, vmf_ram_block_host(block), vmf_ram_block_size(block));
+    }
+    result = XXH3_128bits_digest(hash);
+    XXH3_freeState(hash);
+    return result;
+}
+
+bool vmf_machine_hash(VmfMachine *m, uint8_t out[16], GError **error)
+{
+    g_autoptr(GByteArray) state = g_byte_array_new();
+    XXH128_canonical_t canonical;
+
+    memset(out, 0, 16);
+    if (!check_stopped(m, "hash", error) || !vmf_machine_append_state(m, state, error))
+        return false;
+    XXH128_canonicalFromHash(&canonical, digest(m, state));
+    memcpy(out, canonical.digest, 16);
+    return true;
+}
+
+bool vmf_machine_run_to(VmfMachine *m, uint64_t instruction, GError **error)
+{
+    if (!check_stopped(m, "run", error) || !vmf_machine_stop_at(m, instruction, error) || !vmf_machine_start(m, error))
+        return false;
+    return vmf_machine_stop(m, error);
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The reference VMM: one guest with memory, a vCPU and a few devices, behind the embedder's interface
+ * (vmferry/guest.h).
+ *
+ * Every function here may be called from any thread, one at a time for each machine; vmf_machine_get_info() and
+ * vmf_machine_is_running() at any time. The engine calls in through vmf_machine_guest() from its session's thread.
+ */
+#ifndef MACHINE_MACHINE_H
+#define MACHINE_MACHINE_H
+
+#include <vmferry/guest.h>
+
+G_BEGIN_DECLS
+
+typedef struct VmfMachine VmfMachine;
+
+typedef struct {
+    const char *name;      /* for messages; copied */
+    uint64_t memory_bytes; /* main memory: 256 KiB to 2 GiB, a multiple of 4096 */
+    VmfRamBackend ram_backend;
+    bool huge_pages;                 /* advise transparent huge pages (anon) */
+    uint64_t dirty_bytes_per_second; /* the guest writes a page for every 4096 of these */
+    uint64_t
+        set_bytes; /* over that much memory, which it fills first; 0 with a dirty rate: 16 MiB, or half of memory */
+    uint32_t seed; /* of the order in which pages are written, and of what is written */
+    bool unpaced;  /* as fast as the host can, instead of 100 million instructions a second */
+    const char *console_path; /* appended to; NULL: the console goes nowhere */
+    uint8_t uuid[16];
+} VmfMachineConfig;
+
+typedef struct {
+    const char *backend; /* "rv32" */
+    bool running;
+    uint64_t memory_bytes; /* all RAM blocks */
+    uint64_t instructions; /* executed, or skipped in sleep: the guest's clock; may lag by a quarter of a guest
+                              millisecond */
+    uint64_t beats;
+    uint64_t guest_errors;        /* found by the guest's check of itself */
+    uint64_t guest_error_address; /* of the latest one */
+    uint64_t guest_gap_max_ns;    /* longest time between two beats, pauses by the owner left out */
+    uint64_t pages_written;
+    uint64_t console_lines;
+    uint64_t console_lines_lost; /* could not be written to the console's file */
+    unsigned throttle_percent;
+} VmfMachineInfo;
+
+/* A machine that stands at its first instruction; memory other than the ROM is untouched, so it can also be migrated
+ * into. */
+VmfMachine *vmf_machine_new(const VmfMachineConfig *config, GError **error);
+/* Stops the guest and frees it. No session may be using it. */
+void vmf_machine_free(VmfMachine *machine);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfMachine, vmf_machine_free)
+
+/* Owned by the machine. */
+VmfGuest *vmf_machine_guest(VmfMachine *machine);
+const char *vmf_machine_name(const VmfMachine *machine);
+
+/* The owner's pause and resume: the time between counts as no gap. Both are fine where it is so already. */
+bool vmf_machine_start(VmfMachine *machine, GError **error);
+bool vmf_machine_stop(VmfMachine *machine, GError **error);
+bool vmf_machine_is_running(VmfMachine *machine);
+
+void vmf_machine_get_info(VmfMachine *machine, VmfMachineInfo *info);
+
+/* Gives a stopped guest's memory back to the host: it has moved away and cannot be started here until it is migrated
+ * back. */
+bool vmf_machine_release_ram(VmfMachine *machine, GError **error);
+
+/*
+ * Digest of all that is the guest's: memory of all blocks, registers, devices; not of host clocks. The guest is
+ * stopped. Two guests with the same configuration have the same digest at the same instruction count, whatever happened
+ * to them on the way.
+ */
+bool vmf_machine_hash(VmfMachine *machine, uint8_t out[16], GError **error);
+
+/*
+ * For tests. The next stop, whoever asks for it, happens at exactly this instruction count: the vCPU never goes beyond
+ * it (it waits there for the stop), and a stop that comes early returns when it is reached, which is not paced. The
+ * stop uses it up. 0: off. False: the count is passed already.
+ */
+bool vmf_machine_stop_at(VmfMachine *machine, uint64_t instruction, GError **error);
+
+/* Runs a stopped guest to exactly this instruction count, unpaced, and stops it there. */
+bool vmf_machine_run_to(VmfMachine *machine, uint64_t instruction, GError **error);
+
+G_END_DECLS
+#endif
