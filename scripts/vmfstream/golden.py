@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The golden streams: one small machine, written in both versions and both byte orders. They never change once released."""
+
+import struct
+
+from . import wire
+from .writer import Stream
+
+ARCHITECTURE = 'golden'
+UUID = bytes.fromhex('00112233445566778899aabbccddeeff')
+HOST = 'golden-host'
+TOKEN = bytes(range(0xA0, 0xB0))
+SESSION = bytes(range(0x50, 0x60))
+PROPERTIES = (('cpu', 'golden-1'), ('timebase', '100000000'))
+BLOCKS = (('ram0', 515 * wire.PAGE_SIZE, 0x80000000, False), ('ram1', 8 * wire.PAGE_SIZE, 0x90000000, False),
+          ('rom', 2 * wire.PAGE_SIZE, 0x1000, True))
+SECTIONS = (('counter', 0, 2), ('blob', 0, 1))
+
+COUNTER_VALUE = 0x01020304
+COUNTER_STAMP = 0x1122334455667788
+COUNTER_FLAG = 1
+COUNTER_BYTES = b'\xde\xad\xbe\xef'
+EXTRA_LEVEL = 0xBEEF
+BLOB = bytes(n * 7 & 0xFF for n in range(1000))
+BLOB_FIRST_PART = 600
+
+FILES = {'v2-le.vmf': (2, False), 'v2-be.vmf': (2, True), 'v3-le.vmf': (3, False), 'v3-be.vmf': (3, True)}
+
+
+def page(seed):
+    """Octet n of the page is seed + n + n / 256, modulo 256: the same in both byte orders."""
+    return bytes(seed + n + (n >> 8) & 0xFF for n in range(wire.PAGE_SIZE))
+
+
+def counter_state(order, subsections=None):
+    fields = struct.pack(order + 'IQB4s', COUNTER_VALUE, COUNTER_STAMP, COUNTER_FLAG, COUNTER_BYTES)
+    return struct.pack(order + 'I', len(fields)) + fields + (extra(order) if subsections is None else subsections) + b'\0'
+
+
+def extra(order, name=b'extra', optional=1):
+    return struct.pack(order + 'BB%dsBIIH' % len(name), 0x53, len(name), name, optional, 1, 2, EXTRA_LEVEL)
+
+
+def page_records(channel, memory):
+    """Data in each block, zeros beside it, a page that was sent twice, one that became zero, and the short last chunk of ram0."""
+    channel.pages(memory, 0, 0, {3: page(1), 4: page(2)}, zero=(5, 511))
+    channel.pages(memory, 0, 1, {2: page(3)}, zero=(0,))
+    channel.pages(memory, 1, 0, {1: page(4)}, zero=(0, 7))
+    channel.pages(memory, 2, 0, {0: page(5)}, zero=(1,))
+    channel.pages(memory, 0, 0, {3: page(6)}, zero=(4,), first_pass=False)
+
+
+def state(stream):
+    stream.section(1, 0, BLOB[:BLOB_FIRST_PART])
+    stream.section(0, 0, counter_state(stream.order), last=True)
+    stream.section(1, 1, BLOB[BLOB_FIRST_PART:], last=True)
+
+
+def ram_blocks(stream):
+    for name, size, address, rom in BLOCKS:
+        stream.ram_block(name, size, address, rom)
+
+
+def features(stream):
+    if stream.version >= 3:
+        stream.features(wire.SUMS, wire.SUMS)
+
+
+def plan():
+    """The parts of a golden stream in their order, so that a test can replace one."""
+    return {
+        'machine': lambda s: s.machine(ARCHITECTURE, UUID),
+        'properties': lambda s: s.properties(PROPERTIES),
+        'blocks': ram_blocks,
+        'sections': lambda s: s.sections(SECTIONS),
+        'features': features,
+        'host': lambda s: s.host(HOST),
+        'static end': lambda s: s.static_data_end(),
+        'page channels': lambda s: s.page_channels(0, SESSION),
+        'round': lambda s: s.round(1, 6 * wire.PAGE_SIZE),
+        'pages': lambda s: page_records(s, s.memory),
+        'state': state,
+        'end mark': lambda s: s.end_mark(),
+        'switchover': lambda s: s.switchover(TOKEN),
+        'end': lambda s: s.end(),
+    }
+
+
+def write(parts, version, big_endian, one_way=True):
+    stream = Stream(version, big_endian, one_way)
+    for part in parts.values():
+        part(stream)
+    return stream
+
+
+def golden_stream(version, big_endian):
+    return write(plan(), version, big_endian)
