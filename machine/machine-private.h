@@ -24,7 +24,7 @@ typedef struct {
 typedef struct {
     uint64_t lines;  /* complete ones */
     uint32_t length; /* of the line that is not complete yet: it travels, so no line is cut in two files */
-    uint8_t text[128];
+    uint8_t text[124];
 } VmfConsole;
 
 typedef struct {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The dirty log as the engine meets it, and against a writer that does not wait. */
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -201,13 +202,74 @@ static void test_no_write_is_lost(void **state)
     stop_log(log);
 }
 
+/* ---- the moment itself: one write against one clear, again and again ----------------------------------------------
+ */
+
+#define DUELS 60000u
+
+/* On lines of their own, so that a store to one and a load of another can pass each other. */
+typedef struct {
+    _Alignas(128) VmfLogBitmap *bitmap;
+    _Alignas(128) _Atomic uint32_t page;
+    _Alignas(128) _Atomic uint32_t turn;
+    _Alignas(128) _Atomic uint32_t done;
+} Duel;
+
+static void wait_for(_Atomic uint32_t *number, uint32_t value)
+{
+    for (unsigned spins = 0; atomic_load_explicit(number, memory_order_acquire) != value; spins++) {
+        if (spins > 1000)
+            sched_yield();
+    }
+}
+
+static void *duel_writer(void *opaque)
+{
+    Duel *duel = opaque;
+
+    for (uint32_t i = 1; i <= DUELS; i++) {
+        wait_for(&duel->turn, i);
+        atomic_store_explicit(&duel->page, i, memory_order_relaxed);
+        vmf_log_bitmap_mark(duel->bitmap, 5);
+        atomic_store_explicit(&duel->done, i, memory_order_release);
+    }
+    return NULL;
+}
+
+/* The page is dirty already; while it is written again it is cleared and read. Read new, or dirty again: never neither.
+ */
+static void test_write_that_meets_a_clear_is_not_lost(void **state)
+{
+    static Duel duel;
+    VmfRv32Log *log = start_log();
+    pthread_t thread;
+
+    duel.bitmap = &attached[1];
+    pthread_create(&thread, NULL, duel_writer, &duel);
+    for (uint32_t i = 1; i <= DUELS; i++) {
+        uint64_t word = 0, still = 0;
+
+        vmf_log_bitmap_mark(duel.bitmap, 5);
+        atomic_store_explicit(&duel.turn, i, memory_order_release);
+        for (volatile unsigned delay = i % 64; delay; delay--)
+            continue;
+        vmf_rv32_log_ops.clear(log, 1, 0, 64, &word);
+        uint32_t seen = atomic_load_explicit(&duel.page, memory_order_relaxed);
+        wait_for(&duel.done, i);
+        vmf_rv32_log_ops.clear(log, 1, 0, 64, &still);
+        assert_true(seen == i || still & 1 << 5);
+    }
+    pthread_join(thread, NULL);
+    stop_log(log);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_harvest_does_not_clear),     cmocka_unit_test(test_cost_is_what_is_dirty),
         cmocka_unit_test(test_clear_adds_what_it_cleared), cmocka_unit_test(test_partial_words),
         cmocka_unit_test(test_start_begins_empty),         cmocka_unit_test(test_harvest_of_a_stopped_log_fails),
-        cmocka_unit_test(test_no_write_is_lost),
+        cmocka_unit_test(test_no_write_is_lost),           cmocka_unit_test(test_write_that_meets_a_clear_is_not_lost),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -179,6 +179,40 @@ static void move(VmfMachine *from, VmfMachine *to)
         move_device(from, to, i);
 }
 
+/* A value of its own for each field: one that is left behind shows. */
+static void test_every_field_travels(void **state)
+{
+    g_autoptr(VmfMachine) from = new_machine(&busy);
+    g_autoptr(VmfMachine) to = new_machine(&busy);
+    VmfRv32State *s = &from->cpu.state;
+    const VmfRv32State cpu = {
+        .pc = GUEST_RAM_BASE + 0x104,
+        .mstatus = 0x80,
+        .mie = 0x80,
+        .mtvec = 0x200,
+        .mscratch = 0x301,
+        .mepc = 0x404,
+        .mcause = 5,
+        .mtval = 0x606,
+        .reserved_address = 0x708,
+        .reserved = true,
+        .waiting = true,
+        .instructions = 1ull << 40,
+        .timer_compare = 1ull << 41,
+    };
+
+    memcpy(s, &cpu, sizeof(cpu));
+    for (unsigned i = 1; i < 32; i++)
+        s->x[i] = 0x1000 + i;
+    memcpy(&from->console, &(VmfConsole){.lines = 3, .length = 5, .text = "guest"}, sizeof(from->console));
+    memcpy(&from->beat, &(VmfBeat){11, 12, 13, 14, 15, 16, 17, {18, 19}}, sizeof(from->beat));
+    move(from, to);
+    assert_memory_equal(&to->cpu.state, s, sizeof(*s));
+    assert_memory_equal(&to->console, &from->console, sizeof(to->console));
+    assert_memory_equal(&to->beat, &from->beat, sizeof(to->beat));
+    assert_int_equal(info_of(to).instructions, 1ull << 40);
+}
+
 static void test_device_state_of_a_peer_is_checked(void **state)
 {
     g_autoptr(VmfMachine) m = new_machine(&busy);
@@ -461,6 +495,57 @@ static void test_dirty_log_reports_what_the_guest_writes(void **state)
     vmf_rv32_log_ops.stop(m->dirty_log);
 }
 
+/* ---- a copy made while the guest runs ---------------------------------------------------------------------------- */
+
+static void or_words(void *opaque, uint64_t first_word, const uint64_t *words, size_t n_words)
+{
+    uint64_t *bitmap = opaque;
+
+    for (size_t i = 0; i < n_words; i++)
+        bitmap[first_word + i] |= words[i];
+}
+
+/* One round over a block, as the engine makes it: harvest; then for each chunk clear and copy what is dirty. */
+static void copy_dirty(VmfMachine *m, unsigned block, uint64_t *bitmap, uint8_t *copy)
+{
+    uint64_t n_pages = vmf_ram_block_size(vmf_guest_ram(vmf_machine_guest(m), block)) / 4096;
+
+    assert_true(vmf_rv32_log_ops.harvest(m->dirty_log, block, or_words, bitmap, NULL));
+    for (uint64_t first = 0; first < n_pages; first += 512) {
+        uint64_t *words = bitmap + first / 64;
+
+        vmf_rv32_log_ops.clear(m->dirty_log, block, first, MIN(512, n_pages - first), words);
+        for (uint64_t page = first; page < MIN(first + 512, n_pages); page++) {
+            if (bitmap[page / 64] >> (page % 64) & 1)
+                memcpy(copy + page * 4096, memory_of(m, block) + page * 4096, 4096);
+        }
+        memset(words, 0, (MIN(512, n_pages - first) + 63) / 64 * 8);
+    }
+}
+
+/* Copies a running guest until 60 guest milliseconds have passed, stops it, copies the rest: nothing may be missing. */
+static void test_live_copy_is_exact(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&busy);
+    g_autofree uint8_t *ram = g_malloc0(busy.memory_bytes);
+    g_autofree uint8_t *vram = g_malloc0(GUEST_VRAM_SIZE);
+    uint64_t ram_bitmap[512 / 64], vram_bitmap[1] = {UINT64_MAX};
+
+    memset(ram_bitmap, 0xff, sizeof(ram_bitmap));
+    assert_true(vmf_machine_start(m, NULL));
+    assert_true(vmf_rv32_log_ops.start(m->dirty_log, NULL));
+    for (bool running = true; running;) {
+        running = info_of(m).instructions < 60 * MILLISECOND;
+        if (!running)
+            assert_true(vmf_machine_stop(m, NULL));
+        copy_dirty(m, BLOCK_RAM, ram_bitmap, ram);
+        copy_dirty(m, BLOCK_VRAM, vram_bitmap, vram);
+    }
+    vmf_rv32_log_ops.stop(m->dirty_log);
+    assert_memory_equal(ram, memory_of(m, BLOCK_RAM), busy.memory_bytes);
+    assert_memory_equal(vram, memory_of(m, BLOCK_VRAM), GUEST_VRAM_SIZE);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -468,6 +553,7 @@ int main(void)
         cmocka_unit_test(test_host_is_not_visible),
         cmocka_unit_test(test_seed_and_rate_matter),
         cmocka_unit_test(test_moved_run_ends_as_the_uncut),
+        cmocka_unit_test(test_every_field_travels),
         cmocka_unit_test(test_device_state_of_a_peer_is_checked),
         cmocka_unit_test(test_flipped_byte_is_found),
         cmocka_unit_test(test_stale_page_is_found),
@@ -482,6 +568,7 @@ int main(void)
         cmocka_unit_test(test_gap_spans_the_stop),
         cmocka_unit_test(test_gap_across_hosts),
         cmocka_unit_test(test_dirty_log_reports_what_the_guest_writes),
+        cmocka_unit_test(test_live_copy_is_exact),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -581,6 +581,15 @@ static void test_timer_interrupt_comes_at_its_count(void **state)
     assert_int_equal(cpu.state.pc, HANDLER + 12);
 }
 
+static void test_timer_interrupt_cuts_into_a_run(void **state)
+{
+    VmfRv32 cpu = timer_program(NOP, 5);
+
+    vmf_rv32_run(&cpu, 7);
+    assert_int_equal(cpu.state.mepc, RAM + 20);
+    assert_int_equal(cpu.state.pc, HANDLER + 8);
+}
+
 static void test_masked_timer_waits(void **state)
 {
     VmfRv32 cpu = timer_program(NOP, 2);
@@ -713,6 +722,7 @@ int main(void)
         cmocka_unit_test(test_counters_count_instructions),
         cmocka_unit_test(test_trap_and_return),
         cmocka_unit_test(test_timer_interrupt_comes_at_its_count),
+        cmocka_unit_test(test_timer_interrupt_cuts_into_a_run),
         cmocka_unit_test(test_masked_timer_waits),
         cmocka_unit_test(test_wfi_skips_to_the_timer),
         cmocka_unit_test(test_wfi_with_interrupts_masked_goes_on),
