@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The demo itself, once vmferry is built: a guest on host-a moves to host-b while it works. Started by scripts/demo."""
 import argparse

@@ -53,6 +53,24 @@ def check_text(path, content):
         yield f'{path}: no newline at the end'
 
 
+def check_script(path, content):
+    """A script is read to its end by its interpreter, even where no test gets that far."""
+    first = content.split('\n', 1)[0]
+    if path.suffix == '.py' or first.startswith('#!/usr/bin/python3'):
+        try:
+            compile(content, str(path), 'exec')
+        except SyntaxError as error:
+            yield f'{path}: {error}'
+    elif first.startswith(('#!/bin/bash', '#!/bin/sh', '#!/usr/bin/env bash')):
+        done = subprocess.run(['bash', '-n', tree.ROOT / path], capture_output=True, text=True)
+        if done.returncode:
+            yield f'{path}: {done.stderr.strip()}'
+    elif first.startswith('#!') and 'python' in first:
+        yield f'{path}: starts {first}, which may be another Python than the distribution\'s; write /usr/bin/python3'
+    if first.startswith('#!') and not (tree.ROOT / path).stat().st_mode & 0o111:
+        yield f'{path}: starts with #! and is not executable'
+
+
 def functions(content):
     """(name, lines) of each function: a body's braces stand alone in the first column."""
     start, head = None, ''
@@ -96,9 +114,11 @@ def main():
     paths = [path for path in tree.files('') if path.suffix not in ('.bin', '.img', '.gz', '.stream', '.pyc')]
     for path in paths:
         try:
-            findings += check_text(path, tree.text(path))
+            content = tree.text(path)
         except UnicodeDecodeError:
             continue
+        findings += check_text(path, content)
+        findings += check_script(path, content)
     sources = [path for path in paths if path.suffix == '.c']
     found, lengths = check_functions(sources)
     findings += found
