@@ -84,6 +84,8 @@ void vmf_connector_free(VmfConnector *connector);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfConnector, vmf_connector_free)
 /* Opens a channel; waits at most @timeout_ns (TCP connect). Any thread, one at a time. */
 VmfChannel *vmf_connector_open(VmfConnector *connector, int64_t timeout_ns, GError **error);
+/* Makes open fail with VMF_ERROR_CANCELLED, now and for ever, also one that waits. Any thread. */
+void vmf_connector_shutdown(VmfConnector *connector);
 bool vmf_connector_is_one_way(const VmfConnector *connector);
 /* How many channels can be open at once: 1 or G_MAXUINT. */
 unsigned vmf_connector_max_channels(const VmfConnector *connector);

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Channels over stream sockets.
+ *
+ * The socket blocks: a gather write that has to wait is one system call, and shutdown(2) is what wakes it from another thread. TCP
+ * sizes its own buffers; setting them would be capped far below what its autotuning reaches.
+ */
+#include "stream/channel-fd.h"
+#include "stream/channel-wait.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* Unix sockets do not grow by themselves. The kernel caps it silently. */
+#define UNIX_BUFFER_BYTES (1024 * 1024)
+
+typedef struct {
+    VmfChannel base;
+    int fd;
+    atomic_bool down;
+} SocketChannel;
+
+/* Somebody else's timeout or O_NONBLOCK on a descriptor that was handed to us. */
+static bool worth_another_try(const SocketChannel *sock, short events)
+{
+    if (errno == EINTR)
+        return true;
+    return errno == EAGAIN && vmf_poll_until(&(struct pollfd){.fd = sock->fd, .events = events}, 1, VMF_NEVER) > 0;
+}
+
+static ssize_t socket_readv(VmfChannel *channel, const struct iovec *iov, int n, GError **error)
+{
+    SocketChannel *sock = (SocketChannel *)channel;
+    struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = n};
+    ssize_t got;
+
+    do {
+        /* The kernel would still hand out what had come before the shutdown. */
+        if (atomic_load(&sock->down))
+            return 0;
+        got = recvmsg(sock->fd, &message, 0);
+    } while (got < 0 && worth_another_try(sock, POLLIN));
+
+    if (got >= 0)
+        return got;
+    return atomic_load(&sock->down) ? 0 : vmf_channel_error_errno(channel, "read", errno, error);
+}
+
+static ssize_t socket_writev(VmfChannel *channel, const struct iovec *iov, int n, GError **error)
+{
+    SocketChannel *sock = (SocketChannel *)channel;
+    struct msghdr message = {.msg_iov = (struct iovec *)iov, .msg_iovlen = n};
+    ssize_t sent;
+
+    do {
+        sent = sendmsg(sock->fd, &message, MSG_NOSIGNAL);
+    } while (sent < 0 && worth_another_try(sock, POLLOUT));
+
+    if (sent >= 0)
+        return sent;
+    if (atomic_load(&sock->down))
+        return vmf_channel_error_shut_down(channel, error);
+    return vmf_channel_error_errno(channel, "write", errno, error);
+}
+
+static int socket_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError **error)
+{
+    SocketChannel *sock = (SocketChannel *)channel;
+    struct pollfd fd = {.fd = sock->fd, .events = POLLIN};
+    int ready = vmf_poll_until(&fd, 1, vmf_deadline_after(timeout_ns));
+
+    return ready < 0 ? vmf_channel_error_errno(channel, "poll", errno, error) : ready;
+}
+
+static uint64_t socket_unsent_bytes(VmfChannel *channel)
+{
+    int bytes = 0;
+
+    if (ioctl(((SocketChannel *)channel)->fd, SIOCOUTQ, &bytes) < 0)
+        return 0;
+    return MAX(bytes, 0);
+}
+
+static void socket_shutdown(VmfChannel *channel)
+{
+    SocketChannel *sock = (SocketChannel *)channel;
+
+    atomic_store(&sock->down, true);
+    shutdown(sock->fd, SHUT_RDWR);
+}
+
+static void socket_free(VmfChannel *channel)
+{
+    close(((SocketChannel *)channel)->fd);
+}
+
+static const VmfChannelOps socket_ops = {
+    .kind = "socket",
+    .readv = socket_readv,
+    .writev = socket_writev,
+    .wait_readable = socket_wait_readable,
+    .unsent_bytes = socket_unsent_bytes,
+    .shutdown = socket_shutdown,
+    .free = socket_free,
+};
+
+/* None of these is vital: where the kernel refuses one, the channel still works. */
+static void tune(int fd)
+{
+    int domain = 0, on = 1, buffer = UNIX_BUFFER_BYTES;
+    socklen_t length = sizeof(domain);
+
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
+    if (domain == AF_UNIX) {
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+        return;
+    }
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+}
+
+VmfChannel *vmf_channel_socket_new(int fd, const char *name, bool one_way)
+{
+    SocketChannel *sock = g_new0(SocketChannel, 1);
+    int flags = fcntl(fd, F_GETFL);
+
+    vmf_channel_init(&sock->base, &socket_ops, name, one_way);
+    sock->fd = fd;
+    atomic_init(&sock->down, false);
+    if (flags >= 0 && (flags & O_NONBLOCK))
+        fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+    tune(fd);
+    return &sock->base;
+}

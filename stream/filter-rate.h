@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The arithmetic of a rate limit, apart from clocks and threads. */
+#ifndef STREAM_FILTER_RATE_H
+#define STREAM_FILTER_RATE_H
+
+#include <stdint.h>
+
+/*
+ * A bucket that fills with @rate bytes a second up to @burst, and from which writes take. What a bucket holds when it is full may go
+ * out at once: a few milliseconds' worth, so that a limit holds over short times too.
+ */
+typedef struct {
+    uint64_t rate;  /* bytes a second, 0: unlimited */
+    uint64_t burst; /* bytes */
+    uint64_t level; /* bytes that may go out now */
+    int64_t at_ns;  /* up to when the bucket was filled */
+} VmfTokenBucket;
+
+/* Starts empty at a rate that was unlimited; otherwise keeps what was earned so far, up to the new burst. Effective at @now_ns. */
+void vmf_token_bucket_set_rate(VmfTokenBucket *bucket, uint64_t rate, int64_t now_ns);
+
+/*
+ * Takes what is there, up to @want bytes (above 0). Returns it, or 0 and when to come back in *@ready_ns: at once for small wants, a
+ * piece worth a system call for large ones.
+ */
+uint64_t vmf_token_bucket_take(VmfTokenBucket *bucket, uint64_t want, int64_t now_ns, int64_t *ready_ns);
+
+/* Puts back what was taken and not sent. */
+void vmf_token_bucket_return(VmfTokenBucket *bucket, uint64_t bytes);
+
+#endif
