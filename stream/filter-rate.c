@@ -34,19 +34,15 @@ static uint64_t muldiv(uint64_t a, uint64_t b, uint64_t divisor)
 
 static void fill(VmfTokenBucket *bucket, int64_t now_ns)
 {
-    uint64_t earned;
+    unsigned __int128 earned;
 
     if (now_ns <= bucket->at_ns || bucket->rate == 0)
         return;
-    earned = muldiv(now_ns - bucket->at_ns, bucket->rate, NS_PER_S);
-    if (earned >= bucket->burst - bucket->level) {
-        bucket->level = bucket->burst;
-        bucket->at_ns = now_ns;
-        return;
-    }
-    /* Only whole bytes move, and the clock by the time that they took: no fraction is lost however often this is called. */
-    bucket->level += earned;
-    bucket->at_ns += muldiv(earned, NS_PER_S, bucket->rate);
+    earned = (unsigned __int128)(now_ns - bucket->at_ns) * bucket->rate + bucket->rest;
+    bucket->at_ns = now_ns;
+    bucket->rest = (uint64_t)(earned % NS_PER_S);
+    earned /= NS_PER_S;
+    bucket->level = earned >= bucket->burst - bucket->level ? bucket->burst : bucket->level + (uint64_t)earned;
 }
 
 void vmf_token_bucket_set_rate(VmfTokenBucket *bucket, uint64_t rate, int64_t now_ns)
@@ -56,6 +52,7 @@ void vmf_token_bucket_set_rate(VmfTokenBucket *bucket, uint64_t rate, int64_t no
     bucket->rate = rate;
     bucket->burst = MAX(muldiv(rate, BURST_NS, NS_PER_S), BURST_BYTES_MIN);
     bucket->level = MIN(bucket->level, bucket->burst);
+    bucket->rest = 0;
     bucket->at_ns = now_ns;
 }
 

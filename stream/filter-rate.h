@@ -13,7 +13,8 @@ typedef struct {
     uint64_t rate;  /* bytes a second, 0: unlimited */
     uint64_t burst; /* bytes */
     uint64_t level; /* bytes that may go out now */
-    int64_t at_ns;  /* up to when the bucket was filled */
+    uint64_t rest;  /* billionths of a byte that were earned beside it, so that no fraction is lost however often it is filled */
+    int64_t at_ns;  /* when it was filled last */
 } VmfTokenBucket;
 
 /* Starts empty at a rate that was unlimited; otherwise keeps what was earned so far, up to the new burst. Effective at @now_ns. */
