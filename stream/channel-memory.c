@@ -75,6 +75,8 @@ static size_t ring_copy(Ring *ring, size_t position, size_t room, const struct i
         size_t at = (position + done) % ring->capacity;
         size_t first = MIN(length, ring->capacity - at);
 
+        if (length == 0)
+            continue;
         copy_piece(ring->data + at, iov[i].iov_base, first, direction);
         copy_piece(ring->data, (uint8_t *)iov[i].iov_base + first, length - first, direction);
         done += length;
