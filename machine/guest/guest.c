@@ -11,9 +11,9 @@
  *
  * A region is written in passes. A pass visits each page once, in a pseudo-random order that differs from pass to pass,
  * checks it whole and writes the next generation. Before its visit a page has the generation of the pass, so the table
- * of generations is checked too. The first pass runs as fast as it can: it fills the set. From then on pages are
- * written at the set rate. What is left of the time goes to a background sweep over all regions and the ROM, at a few
- * pages a millisecond, and to sleep.
+ * of generations is checked too. The first pass goes in order and as fast as it can: it fills the set. From then
+ * on pages are written at the set rate. What is left of the time goes to a background sweep over all regions and the
+ * ROM, at a few pages a millisecond, and to sleep.
  *
  * A page found damaged counts as one error, and is given its right content: later errors are new ones.
  *
@@ -189,13 +189,18 @@ static uint32_t compare_page(const struct region *r, uint32_t page, uint32_t gen
 
 /* ---- passes ------------------------------------------------------------------------------------------------------ */
 
-/* Any multiplication by an odd number, addition, and xor with a right shift of itself is a permutation of 2^bits
- * numbers. */
+/*
+ * The @x-th page of a pass. Multiplication by an odd number, addition, and xor with a right shift of itself are
+ * permutations of 2^bits numbers. The first pass goes in order: a host that gives out memory in huge pages then clears
+ * one at a time, and not all of them within the first guest millisecond.
+ */
 static uint32_t permute(const struct region *r, uint32_t x)
 {
     uint32_t mask = (1u << r->bits) - 1;
     uint32_t shift = (r->bits + 1) / 2;
 
+    if (r->pass == 0)
+        return x;
     x = (x + mix(r->pass ^ seed)) & mask;
     x = (x * 0x2c1b3c6du) & mask;
     x ^= x >> shift;
