@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The control of one machine: its socket in the QMP dialect (docs/qmp.rst), its migrations, its end.
+ *
+ * Everything here is for the thread that runs the default main context; migrations have threads of their own.
+ */
+#ifndef VMFERRY_MACHINE_CONTROL_H
+#define VMFERRY_MACHINE_CONTROL_H
+
+#include <jansson.h>
+#include <vmferry/vmferry.h>
+
+#include "machine/machine.h"
+
+typedef struct VmfControl VmfControl;
+
+typedef struct {
+    VmfMachine *machine;     /* outlives the control */
+    const char *name;        /* of the machine */
+    const char *host_name;   /* told to peers */
+    const char *socket_path;
+    uint8_t uuid[16];
+    bool incoming;           /* the guest is to arrive: nothing runs before */
+    bool insecure;           /* plaintext off the loopback is allowed */
+    /* Every event that the clients get, as they get it. Main loop's thread. May be NULL. */
+    void (*event)(void *opaque, const json_t *event);
+    void *opaque;
+} VmfControlConfig;
+
+/* Strings are copied. The socket answers once the main loop runs. */
+VmfControl *vmf_control_new(const VmfControlConfig *config, GError **error);
+/* Ends a migration that still runs (cancels and waits), closes the socket. NULL is allowed. */
+void vmf_control_free(VmfControl *control);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfControl, vmf_control_free)
+
+/* Begins to wait for the guest at @uri. Once only, and only with config.incoming. */
+bool vmf_control_incoming(VmfControl *control, const char *uri, GError **error);
+/* The address as bound; NULL while none is. */
+const char *vmf_control_incoming_uri(const VmfControl *control);
+
+/* The owner's stop and cont; refused while the guest is not the owner's to run. */
+bool vmf_control_stop_guest(VmfControl *control, GError **error);
+bool vmf_control_cont_guest(VmfControl *control, GError **error);
+
+/* Serves until quit. False with @error: the guest that was to arrive did not. */
+bool vmf_control_run(VmfControl *control, GError **error);
+
+/* Ends vmf_control_run() after the migration that runs has been cancelled. @reason as in QEMU's SHUTDOWN event. */
+void vmf_control_quit(VmfControl *control, const char *reason);
+
+#endif

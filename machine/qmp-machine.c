@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the machine is and does, and the owner's hand on it. */
+#include "machine/qmp.h"
+
+#include <unistd.h>
+
+json_t *vmf_qmp_query_status(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+{
+    return json_pack("{s:s,s:b}", "status", vmf_control_run_state(control), "running",
+                     vmf_machine_is_running(control->config.machine));
+}
+
+json_t *vmf_qmp_query_name(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+{
+    return json_pack("{s:s}", "name", control->config.name);
+}
+
+static json_t *uuid_text(const uint8_t uuid[16])
+{
+    return json_sprintf("%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", uuid[0], uuid[1], uuid[2],
+                        uuid[3], uuid[4], uuid[5], uuid[6], uuid[7], uuid[8], uuid[9], uuid[10], uuid[11], uuid[12],
+                        uuid[13], uuid[14], uuid[15]);
+}
+
+json_t *vmf_qmp_query_uuid(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+{
+    return json_pack("{s:o}", "UUID", uuid_text(control->config.uuid));
+}
+
+json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+{
+    VmfMachineInfo info;
+
+    vmf_machine_get_info(control->config.machine, &info);
+    return json_pack("{s:s,s:s,s:o,s:i,s:s?,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i}",
+                     "name", control->config.name,
+                     "host_name", control->config.host_name,
+                     "uuid", uuid_text(control->config.uuid),
+                     "pid", (int)getpid(),
+                     "incoming_uri", vmf_control_incoming_uri(control),
+                     "backend", info.backend,
+                     "running", (int)info.running,
+                     "memory_bytes", (json_int_t)info.memory_bytes,
+                     "instructions", (json_int_t)info.instructions,
+                     "beats", (json_int_t)info.beats,
+                     "guest_errors", (json_int_t)info.guest_errors,
+                     "guest_error_address", (json_int_t)info.guest_error_address,
+                     "guest_gap_max_ns", (json_int_t)info.guest_gap_max_ns,
+                     "pages_written", (json_int_t)info.pages_written,
+                     "console_lines", (json_int_t)info.console_lines,
+                     "throttle_percent", (int)info.throttle_percent);
+}
+
+json_t *vmf_qmp_stop(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+{
+    return vmf_control_stop_guest(control, error) ? json_object() : NULL;
+}
+
+json_t *vmf_qmp_cont(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+{
+    return vmf_control_cont_guest(control, error) ? json_object() : NULL;
+}
+
+json_t *vmf_qmp_quit(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+{
+    vmf_control_quit(control, "host-qmp-quit");
+    return json_object();
+}

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A migration in figures, twice: as QEMU's clients know it (milliseconds, floating megabits), and exactly, with the names of
+ * VmfStatistics, in x-vmferry.
+ */
+#include "machine/qmp.h"
+
+#include <string.h>
+#include <vmferry/error.h>
+
+#define NS_PER_MS 1000000
+
+/* Exact members: the name is that of the statistic. */
+#define COUNTERS(X)                                                                                                             \
+    X(live_rounds_resent)                                                                                                       \
+    X(total_ns)                                                                                                                 \
+    X(setup_ns)                                                                                                                 \
+    X(audit_ns)                                                                                                                 \
+    X(downtime_ns)                                                                                                              \
+    X(downtime_stop_ns)                                                                                                         \
+    X(downtime_ram_ns)                                                                                                          \
+    X(downtime_state_ns)                                                                                                        \
+    X(downtime_ready_ns)                                                                                                        \
+    X(downtime_run_ns)                                                                                                          \
+    X(expected_downtime_ns)                                                                                                     \
+    X(ram_total_bytes)                                                                                                          \
+    X(ram_remaining_bytes)                                                                                                      \
+    X(bytes_sent)                                                                                                               \
+    X(bytes_received)                                                                                                           \
+    X(pages_data)                                                                                                               \
+    X(pages_zero)                                                                                                               \
+    X(pages_hole)                                                                                                               \
+    X(pages_resent)                                                                                                             \
+    X(page_size)                                                                                                                \
+    X(rate_bytes_per_second)                                                                                                    \
+    X(dirty_bytes_per_second)                                                                                                   \
+    X(rtt_ns)                                                                                                                   \
+    X(throttle_percent)                                                                                                         \
+    X(chunks_mended)                                                                                                            \
+    X(audit_pages_different)
+
+/* The last part of "object: operation: detail: cause". */
+static const char *cause_of(const char *message)
+{
+    const char *colon = g_strrstr(message, ": ");
+
+    return colon ? colon + 2 : message;
+}
+
+static json_t *error_object(const GError *error)
+{
+    return json_pack("{s:s,s:s,s:s,s:s}", "id", vmf_error_id(error), "message", error->message, "cause",
+                     cause_of(error->message), "hint", vmf_error_hint(error));
+}
+
+static json_t *string_list(char *const *strings)
+{
+    json_t *list = json_array();
+
+    for (; *strings; strings++)
+        json_array_append_new(list, json_string(*strings));
+    return list;
+}
+
+static json_t *channel_bytes(const VmfStatistics *statistics)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < MIN(statistics->n_channels, VMF_CHANNELS_MAX); i++)
+        json_array_append_new(list, json_integer(statistics->channel_bytes[i]));
+    return list;
+}
+
+/* A migration that has not ended has no outcome yet, so the word may be asked for only then. */
+static json_t *outcome_of(VmfMigration *migration, const VmfStatistics *statistics)
+{
+    return vmf_migration_has_ended(migration) ? json_string(vmf_outcome_word(statistics->outcome)) : json_null();
+}
+
+json_t *vmf_qmp_migration_detail(VmfMigration *migration)
+{
+    const GError *error = vmf_migration_error(migration);
+    VmfStatistics statistics;
+    json_t *detail;
+
+    vmf_migration_get_statistics(migration, &statistics);
+    detail = json_pack("{s:s,s:s,s:b,s:b,s:b,s:b,s:i,s:s?,s:o,s:s,s:i}", "side",
+                       vmf_migration_is_incoming(migration) ? "target" : "source", "status",
+                       vmf_status_word(statistics.status), "ended", vmf_migration_has_ended(migration), "one_way",
+                       vmf_migration_is_one_way(migration), "dry_run", vmf_migration_is_dry_run(migration),
+                       "was_running", vmf_migration_was_running(migration), "stream_version",
+                       (int)vmf_migration_stream_version(migration), "uri", vmf_migration_uri(migration), "outcome",
+                       outcome_of(migration, &statistics), "verified", vmf_verified_word(statistics.verified), "round",
+                       (int)statistics.round);
+#define X(member) json_object_set_new(detail, #member, json_integer(statistics.member));
+    COUNTERS(X)
+#undef X
+    json_object_set_new(detail, "guest_gap_ns",
+                        statistics.guest_gap_known ? json_integer(statistics.guest_gap_ns) : json_null());
+    json_object_set_new(detail, "channels", json_integer(statistics.n_channels));
+    json_object_set_new(detail, "channel_bytes", channel_bytes(&statistics));
+    json_object_set_new(detail, "incompatibilities", string_list(vmf_migration_incompatibilities(migration)));
+    json_object_set_new(detail, "error", error ? error_object(error) : json_null());
+    return detail;
+}
+
+static json_t *ram_object(const VmfStatistics *statistics)
+{
+    uint64_t page_size = statistics->page_size ? statistics->page_size : 4096;
+    uint64_t multifd_bytes = 0;
+
+    for (unsigned i = 0; i < MIN(statistics->n_channels, VMF_CHANNELS_MAX); i++)
+        multifd_bytes += statistics->channel_bytes[i];
+    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:I,s:I}",
+                     "transferred", (json_int_t)statistics->bytes_sent,
+                     "remaining", (json_int_t)statistics->ram_remaining_bytes,
+                     "total", (json_int_t)statistics->ram_total_bytes,
+                     "duplicate", (json_int_t)statistics->pages_zero,
+                     "skipped", (json_int_t)0,
+                     "normal", (json_int_t)statistics->pages_data,
+                     "normal-bytes", (json_int_t)(statistics->pages_data * page_size),
+                     "mbps", statistics->rate_bytes_per_second * 8 / 1e6,
+                     "dirty-pages-rate", (json_int_t)(statistics->dirty_bytes_per_second / page_size),
+                     "dirty-sync-count", (json_int_t)statistics->round,
+                     "pages-per-second", (json_int_t)(statistics->rate_bytes_per_second / page_size),
+                     "multifd-bytes", (json_int_t)multifd_bytes,
+                     "postcopy-requests", (json_int_t)0,
+                     "page-size", (json_int_t)page_size);
+}
+
+static void set_ms(json_t *info, const char *name, uint64_t ns)
+{
+    json_object_set_new(info, name, json_integer(ns / NS_PER_MS));
+}
+
+/* QEMU reports the forecast while it runs and the fact afterwards, never both. */
+static void add_source_members(json_t *info, const VmfStatistics *statistics)
+{
+    bool completed = statistics->status == VMF_STATUS_COMPLETED;
+
+    set_ms(info, "total-time", statistics->total_ns);
+    set_ms(info, "setup-time", statistics->setup_ns);
+    set_ms(info, completed ? "downtime" : "expected-downtime",
+           completed ? statistics->downtime_ns : statistics->expected_downtime_ns);
+    if (statistics->throttle_percent > 0)
+        json_object_set_new(info, "cpu-throttle-percentage", json_integer(statistics->throttle_percent));
+    json_object_set_new(info, "ram", ram_object(statistics));
+}
+
+json_t *vmf_qmp_migration_info(VmfMigration *migration)
+{
+    const GError *error = vmf_migration_error(migration);
+    VmfStatistics statistics;
+    json_t *info = json_object();
+
+    vmf_migration_get_statistics(migration, &statistics);
+    json_object_set_new(info, "status", json_string(vmf_status_word(statistics.status)));
+    if (!vmf_migration_is_incoming(migration))
+        add_source_members(info, &statistics);
+    if (error)
+        json_object_set_new(info, "error-desc", json_string(error->message));
+    if (statistics.outcome == VMF_OUTCOME_HELD)
+        json_object_set_new(info, "x-vmferry-hold", json_string(error ? error->message : "held"));
+    json_object_set_new(info, "x-vmferry", vmf_qmp_migration_detail(migration));
+    return info;
+}

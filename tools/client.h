@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A client of a machine's control socket: one command at a time, events kept until they are asked for. */
+#ifndef VMFERRY_TOOLS_CLIENT_H
+#define VMFERRY_TOOLS_CLIENT_H
+
+#include <glib.h>
+#include <jansson.h>
+#include <stdbool.h>
+
+typedef struct VmfClient VmfClient;
+
+/* Connects to the machine's socket in @runtime_dir and negotiates. */
+VmfClient *vmf_client_open(const char *runtime_dir, const char *name, GError **error);
+void vmf_client_free(VmfClient *client);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfClient, vmf_client_free)
+
+/*
+ * Runs a command and returns what it answers, owned by the caller. Takes over @arguments (NULL: none). An error that the machine
+ * reports comes back with the id that it had there.
+ */
+json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *arguments, GError **error);
+
+/*
+ * The next event, owned by the caller. NULL without @error: none within @timeout_ms, or a signal came. NULL with @error
+ * (VMF_ERROR_CUT): the machine's process has gone.
+ */
+json_t *vmf_client_next_event(VmfClient *client, int timeout_ms, GError **error);
+
+#endif

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "tools/common.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <vmferry/error.h>
+
+#include "tools/dirs.h"
+#include "tools/report.h"
+
+static int exit_code_for(const GError *error)
+{
+    static const struct {
+        VmfErrorCode code;
+        VmfExit exit_code;
+    } table[] = {
+        {VMF_ERROR_USAGE, VMF_EXIT_USAGE},
+        {VMF_ERROR_URI, VMF_EXIT_USAGE},
+        {VMF_ERROR_HELD, VMF_EXIT_HELD},
+        {VMF_ERROR_UNSUPPORTED, VMF_EXIT_UNSUPPORTED},
+    };
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(table); i++)
+        if (g_error_matches(error, VMF_ERROR, table[i].code))
+            return table[i].exit_code;
+    return VMF_EXIT_FAILED;
+}
+
+int vmf_common_fail(const VmfCommon *common, const GError *error)
+{
+    vmf_report_error(common->json, error);
+    return exit_code_for(error);
+}
+
+void vmf_common_clear(VmfCommon *common)
+{
+    g_free(common->runtime_dir);
+    g_strfreev(common->operands);
+}
+
+static bool has_operands(const VmfCommon *common, const char *verb, const char *synopsis, unsigned n, GError **error)
+{
+    unsigned given = common->operands ? g_strv_length(common->operands) : 0;
+
+    if (given == n)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: %s: expected %s", verb,
+                given < n ? "something is missing" : "too many operands", *synopsis ? synopsis : "no operands");
+    return false;
+}
+
+bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
+                      const GOptionEntry *entries, unsigned n_operands, int *exit_code)
+{
+    const GOptionEntry common_entries[] = {
+        {"runtime-dir", 0, 0, G_OPTION_ARG_FILENAME, &common->runtime_dir, "Where the machines' sockets are", "DIR"},
+        {"json", 0, 0, G_OPTION_ARG_NONE, &common->json, "JSON lines on stdout, nothing else", NULL},
+        {G_OPTION_REMAINING, 0, 0, G_OPTION_ARG_STRING_ARRAY, &common->operands, NULL, NULL},
+        G_OPTION_ENTRY_NULL};
+    g_autoptr(GOptionContext) context = g_option_context_new(synopsis);
+    g_autoptr(GError) option_error = NULL, error = NULL;
+    g_autofree char *given_dir = NULL;
+
+    *exit_code = VMF_EXIT_OK;
+    g_option_context_set_summary(context, description);
+    if (entries)
+        g_option_context_add_main_entries(context, entries, NULL);
+    g_option_context_add_main_entries(context, common_entries, NULL);
+    if (!g_option_context_parse(context, &argc, &argv, &option_error))
+        g_set_error(&error, VMF_ERROR, VMF_ERROR_USAGE, "%s: %s", argv[0], option_error->message);
+    else
+        has_operands(common, argv[0], synopsis, n_operands, &error);
+    given_dir = common->runtime_dir;
+    common->runtime_dir = vmf_runtime_dir(given_dir);
+    if (error)
+        *exit_code = vmf_common_fail(common, error);
+    return !error;
+}
+
+VmfClient *vmf_common_connect(const VmfCommon *common, int *exit_code)
+{
+    g_autoptr(GError) error = NULL;
+    VmfClient *client = vmf_client_open(common->runtime_dir, common->operands[0], &error);
+
+    if (!client)
+        *exit_code = vmf_common_fail(common, error);
+    return client;
+}
+
+int vmf_common_command(int argc, char **argv, const char *description, const char *command, const char *done)
+{
+    g_auto(VmfCommon) common = {0};
+    g_autoptr(VmfClient) client = NULL;
+    g_autoptr(GError) error = NULL;
+    int exit_code;
+    json_t *result;
+
+    if (!vmf_common_parse(&common, argc, argv, "NAME", description, NULL, 1, &exit_code))
+        return exit_code;
+    client = vmf_common_connect(&common, &exit_code);
+    if (!client)
+        return exit_code;
+    result = vmf_client_execute(client, command, NULL, &error);
+    if (!result)
+        return vmf_common_fail(&common, error);
+    json_decref(result);
+    vmf_report_line(common.json, json_pack("{s:s,s:s,s:s}", "type", "status", "name", common.operands[0], "status", done),
+                    "vmferry: %s: %s", common.operands[0], done);
+    return VMF_EXIT_OK;
+}

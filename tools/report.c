@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "tools/report.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <vmferry/error.h>
+
+void vmf_report_json(FILE *file, json_t *object)
+{
+    char *text = json_dumps(object, JSON_COMPACT);
+
+    fprintf(file, "%s\n", text);
+    fflush(file);
+    free(text);
+    json_decref(object);
+}
+
+static void report(FILE *text_file, bool json, json_t *object, const char *format, va_list arguments)
+{
+    if (json) {
+        vmf_report_json(stdout, object);
+        return;
+    }
+    json_decref(object);
+    vfprintf(text_file, format, arguments);
+    fputc('\n', text_file);
+    fflush(text_file);
+}
+
+void vmf_report_line(bool json, json_t *object, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    report(stdout, json, object, format, arguments);
+    va_end(arguments);
+}
+
+void vmf_report_event(bool json, json_t *object, const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    report(stderr, json, object, format, arguments);
+    va_end(arguments);
+}
+
+static const char *cause_of(const char *message)
+{
+    const char *colon = g_strrstr(message, ": ");
+
+    return colon ? colon + 2 : message;
+}
+
+void vmf_report_error(bool json, const GError *error)
+{
+    g_autofree char *message = g_utf8_make_valid(error->message, -1); /* it may quote a path, which is any bytes */
+    json_t *object = json_pack("{s:s,s:s,s:s,s:s}", "id", vmf_error_id(error), "message", message, "cause", cause_of(message),
+                               "hint", vmf_error_hint(error));
+
+    vmf_report_error_object(json, object);
+    json_decref(object);
+}
+
+void vmf_report_error_object(bool json, const json_t *error)
+{
+    const char *hint = json_string_value(json_object_get(error, "hint"));
+
+    if (json) {
+        json_t *line = json_pack("{s:s}", "type", "error");
+
+        json_object_update(line, (json_t *)error);
+        vmf_report_json(stdout, line);
+        return;
+    }
+    fprintf(stderr, "vmferry: %s\n", json_string_value(json_object_get(error, "message")));
+    if (hint && *hint)
+        fprintf(stderr, "vmferry: hint: %s\n", hint);
+}
