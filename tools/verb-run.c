@@ -18,8 +18,8 @@
 
 static const char description[] =
     "Runs machine NAME in the foreground until it is told to quit. The first line on stdout says where it listens: "
-    "{\"type\":\"listening\",\"name\":...,\"uri\":...,\"control\":...}. With --incoming it waits for a guest instead of starting one; its memory "
-    "and backend must be those of the guest that comes.";
+    "{\"type\":\"listening\",\"name\":...,\"uri\":...,\"control\":...}. With --incoming it waits for a guest instead of starting one; "
+    "its memory and backend must be those of the guest that comes.";
 
 typedef struct {
     char *memory, *backend, *guest, *ram, *incoming, *console, *state_dir, *host_name, *uuid;
