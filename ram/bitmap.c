@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. Two levels: a word for 64 pages, and a summary bit for each chunk of 8 words. Both are sparse arrays, so
- * clean parts of a huge block occupy no memory.
+ * Theory of operation. Two levels: a word for 64 pages, and a summary bit for each chunk of 8 words. Both are sparse
+ * arrays, so clean parts of a huge block occupy no memory.
  *
- * The one invariant: a bit that is set, whose setter has returned and that nobody is taking, has its summary bit set. The opposite
- * (a summary bit over a clean chunk) is allowed. It holds because a setter changes the word first and the summary second, while a
- * taker of the chunk clears the summary first and takes the words second: a setter whose summary bit is wiped by that clear had
- * changed its word before the taker reads it. All of these are sequentially consistent, for the setter also *reads* the summary
- * (and leaves out the write when the bit is there), which weaker orders would allow to run ahead of its change to the word.
+ * The one invariant: a bit that is set, whose setter has returned and that nobody is taking, has its summary bit set.
+ * The opposite (a summary bit over a clean chunk) is allowed. It holds because a setter changes the word first and the
+ * summary second, while a taker of the chunk clears the summary first and takes the words second: a setter whose
+ * summary bit is wiped by that clear had changed its word before the taker reads it. All of these are sequentially
+ * consistent, for the setter also *reads* the summary (and leaves out the write when the bit is there), which weaker
+ * orders would allow to run ahead of its change to the word.
  *
- * Taking part of a chunk does not touch the summary: clearing it and setting it again when something is left would hide that rest
- * from a scan in between.
+ * Taking part of a chunk does not touch the summary: clearing it and setting it again when something is left would hide
+ * that rest from a scan in between.
  */
 #include "ram/bitmap.h"
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The dirty bitmap of one RAM block: which pages are still to be sent. One bit a page, and a summary of one bit a chunk, so that a
- * sparse terabyte costs what is dirty, in memory and in time. Every call may come from several threads at once.
+ * The dirty bitmap of one RAM block: which pages are still to be sent. One bit a page, and a summary of one bit a
+ * chunk, so that a sparse terabyte costs what is dirty, in memory and in time. Every call may come from several threads
+ * at once.
  */
 #ifndef RAM_BITMAP_H
 #define RAM_BITMAP_H
@@ -23,9 +24,9 @@ void vmf_dirty_bitmap_or_words(VmfDirtyBitmap *bitmap, uint64_t first_word, cons
 void vmf_dirty_bitmap_set_range(VmfDirtyBitmap *bitmap, uint64_t first_page, uint64_t n_pages);
 
 /*
- * Takes the bits of words [first_word, first_word + n_words) out of the bitmap, each bit by exactly one caller, and returns how many
- * there were. Taking a whole chunk (8 words from a multiple of 8) also tells the summary; taking less leaves the chunk to be looked
- * at again by vmf_dirty_bitmap_next_chunk(), which costs time only.
+ * Takes the bits of words [first_word, first_word + n_words) out of the bitmap, each bit by exactly one caller, and
+ * returns how many there were. Taking a whole chunk (8 words from a multiple of 8) also tells the summary; taking less
+ * leaves the chunk to be looked at again by vmf_dirty_bitmap_next_chunk(), which costs time only.
  */
 unsigned vmf_dirty_bitmap_take(VmfDirtyBitmap *bitmap, uint64_t first_word, size_t n_words, uint64_t *out);
 /* The whole of @chunk. */
@@ -35,8 +36,8 @@ unsigned vmf_dirty_bitmap_peek_chunk(const VmfDirtyBitmap *bitmap, uint64_t chun
 bool vmf_dirty_bitmap_test(const VmfDirtyBitmap *bitmap, uint64_t page);
 
 /*
- * The first chunk at or after @from that has a dirty page: true and *chunk, or false. Every bit whose setter has returned, and that
- * nobody has begun to take, is seen.
+ * The first chunk at or after @from that has a dirty page: true and *chunk, or false. Every bit whose setter has
+ * returned, and that nobody has begun to take, is seen.
  */
 bool vmf_dirty_bitmap_next_chunk(const VmfDirtyBitmap *bitmap, uint64_t from, uint64_t *chunk);
 

@@ -2,12 +2,12 @@
 /*
  * RAM blocks on anonymous memory and on memfds.
  *
- * Theory of operation. A block is mapped at a multiple of 2 MiB, so that chunks, huge pages and digests share their borders. The
- * mapping is not reserved (MAP_NORESERVE): a guest may be given more memory than it will touch. Memory of either kind starts as
- * zeros, which is what lets a target leave out what the source never touched.
+ * Theory of operation. A block is mapped at a multiple of 2 MiB, so that chunks, huge pages and digests share their
+ * borders. The mapping is not reserved (MAP_NORESERVE): a guest may be given more memory than it will touch. Memory of
+ * either kind starts as zeros, which is what lets a target leave out what the source never touched.
  *
- * A memfd is sealed against growing and shrinking: once its descriptor is handed over, a peer that truncated it could kill this
- * process by SIGBUS.
+ * A memfd is sealed against growing and shrinking: once its descriptor is handed over, a peer that truncated it could
+ * kill this process by SIGBUS.
  */
 #include "ram/block.h"
 
@@ -128,7 +128,8 @@ static bool map_memfd(VmfRamBlock *block, uint8_t *at, GError **error)
         set_errno_error(error, VMF_ERROR_MEMORY, block->name, "setting the size of the memfd");
         return false;
     }
-    if (mmap(at, block->size, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED | MAP_NORESERVE, block->fd, 0) == MAP_FAILED) {
+    if (mmap(at, block->size, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED | MAP_NORESERVE, block->fd, 0) ==
+        MAP_FAILED) {
         set_errno_error(error, VMF_ERROR_MEMORY, block->name, "mmap of the memfd");
         return false;
     }
@@ -158,7 +159,8 @@ VmfRamBlock *vmf_ram_block_new(const char *name, uint64_t size, VmfRamBackend ba
     bool mapped = backend == VMF_RAM_MEMFD ? map_memfd(block, block->host, error) : map_anon(block, block->host, error);
     if (!mapped)
         return NULL;
-    /* A child (of an exec: channel, say) has no use for the guest, and copying its page tables would stall every vCPU. */
+    /* A child (of an exec: channel, say) has no use for the guest, and copying its page tables would stall every vCPU.
+     */
     (void)madvise(block->host, size, MADV_DONTFORK);
     return g_steal_pointer(&block);
 }

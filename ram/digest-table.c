@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. One sparse array of 64-bit digests: the 512 digests of a chunk are 4 KiB, one page of this host, which the
- * kernel provides when the first of them is written. So a chunk without data costs nothing, and there is neither an allocation nor a
- * pointer to publish between threads. To keep that, a digest that does not change is not written.
+ * Theory of operation. One sparse array of 64-bit digests: the 512 digests of a chunk are 4 KiB, one page of this host,
+ * which the kernel provides when the first of them is written. So a chunk without data costs nothing, and there is
+ * neither an allocation nor a pointer to publish between threads. To keep that, a digest that does not change is not
+ * written.
  *
  * Sums are kept by difference: taking the old digest's share out and putting the new one's in.
  */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The digests of one RAM block: what each page's content was when it was sent (source) or placed (target). 0 stands for a page of
- * zeros and for one that was never seen; such pages cost no memory.
+ * The digests of one RAM block: what each page's content was when it was sent (source) or placed (target). 0 stands for
+ * a page of zeros and for one that was never seen; such pages cost no memory.
  *
- * One thread at a time changes a chunk; any thread may read at any time and sees, for each value, some state that it had.
+ * One thread at a time changes a chunk; any thread may read at any time and sees, for each value, some state that it
+ * had.
  */
 #ifndef RAM_DIGEST_TABLE_H
 #define RAM_DIGEST_TABLE_H
@@ -20,13 +21,14 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfDigestTable, vmf_digest_table_free)
 uint64_t vmf_digest_table_n_pages(const VmfDigestTable *table);
 
 /*
- * Sets the digests of @pages of @chunk from @digests (by page in the chunk, entries of other pages are not read); NULL: all 0.
- * Pages past the end of the block are ignored.
+ * Sets the digests of @pages of @chunk from @digests (by page in the chunk, entries of other pages are not read); NULL:
+ * all 0. Pages past the end of the block are ignored.
  */
 void vmf_digest_table_update(VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages, const uint64_t *digests);
 
 uint64_t vmf_digest_table_get(const VmfDigestTable *table, uint64_t page);
-/* Sum, modulo 2^64, of vmf_page_digest_mix(page in the block, digest) over the chunk's pages. Kept, not computed: constant cost. */
+/* Sum, modulo 2^64, of vmf_page_digest_mix(page in the block, digest) over the chunk's pages. Kept, not computed:
+ * constant cost. */
 uint64_t vmf_digest_table_chunk_sum(const VmfDigestTable *table, uint64_t chunk);
 /* The sum of all chunk sums. Constant cost. */
 uint64_t vmf_digest_table_total(const VmfDigestTable *table);

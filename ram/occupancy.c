@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. A memfd's pages live in its file, mapped here or not: SEEK_DATA and SEEK_HOLE walk the file's own tree.
- * Anonymous memory lives in the page tables: PAGEMAP_SCAN walks them, skips what has none in one step, and returns ranges. Pages
- * that were only ever read are mapped to the kernel's page of zeros and count as untouched. Swapped pages count as touched.
+ * Theory of operation. A memfd's pages live in its file, mapped here or not: SEEK_DATA and SEEK_HOLE walk the file's
+ * own tree. Anonymous memory lives in the page tables: PAGEMAP_SCAN walks them, skips what has none in one step, and
+ * returns ranges. Pages that were only ever read are mapped to the kernel's page of zeros and count as untouched.
+ * Swapped pages count as touched.
  *
  * Both are asked each time, and a host that lacks them answers with an error at the first call: then every page counts.
  */
@@ -24,8 +25,8 @@ static bool is_unsupported(int code)
 
 static bool fail(const VmfRamBlock *block, const char *operation, int code, GError **error)
 {
-    g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "RAM block '%s': occupancy: %s: %s", vmf_ram_block_name(block), operation,
-                g_strerror(code));
+    g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "RAM block '%s': occupancy: %s: %s", vmf_ram_block_name(block),
+                operation, g_strerror(code));
     return false;
 }
 

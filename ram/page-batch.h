@@ -18,7 +18,7 @@ struct VmfPageBatch {
     VmfPageSet zero; /* pages of zeros */
 
     const uint64_t *digests; /* by page of the chunk, for the pages of both sets; NULL: not known */
-    const uint8_t *payload;  /* page n of the chunk lies at payload + n * VMF_PAGE_SIZE; guest memory or a private copy */
+    const uint8_t *payload;  /* page n of the chunk lies at payload + n * VMF_PAGE_SIZE; guest memory or a copy */
     bool live;               /* the guest may write the payload meanwhile: digests are a guess about what is read next */
 
     /* Called once, by vmf_page_batch_release(); frees the batch and what it points at. NULL: the source keeps it. */
@@ -26,8 +26,8 @@ struct VmfPageBatch {
 };
 
 /*
- * Ends a batch: nothing of it is read any more. Whoever was given it does this exactly once, on any thread; what is in the batch is
- * then gone.
+ * Ends a batch: nothing of it is read any more. Whoever was given it does this exactly once, on any thread; what is in
+ * the batch is then gone.
  */
 static inline void vmf_page_batch_release(VmfPageBatch *batch)
 {

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. A page is first tested for zeros; most pages with data say so in their first bytes, so the test costs them
- * next to nothing, and what it did read is in the cache when the page is hashed. A page of zeros is read once, by wide loads.
+ * Theory of operation. A page is first tested for zeros; most pages with data say so in their first bytes, so the test
+ * costs them next to nothing, and what it did read is in the cache when the page is hashed. A page of zeros is read
+ * once, by wide loads.
  *
- * The zero test comes in three widths, chosen when a session starts; the digest is libxxhash's, which chooses by CPU itself where it
- * was built to (x86).
+ * The zero test comes in three widths, chosen when a session starts; the digest is libxxhash's, which chooses by CPU
+ * itself where it was built to (x86).
  *
- * The guest may write what is read here. That is meant (see page-scan.h), and these functions alone are hidden from the thread
- * sanitizer, so that it still sees everything else.
+ * The guest may write what is read here. That is meant (see page-scan.h), and these functions alone are hidden from the
+ * thread sanitizer, so that it still sees everything else.
  */
 #include "ram/page-scan.h"
 
@@ -39,7 +40,8 @@ GUEST_WRITES static bool is_zero_portable(const void *page, size_t page_size)
     const uint64_t *word = page;
 
     for (size_t i = 0; i < page_size / sizeof(*word); i += 8) {
-        uint64_t any = word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] | word[i + 6] | word[i + 7];
+        uint64_t any =
+            word[i] | word[i + 1] | word[i + 2] | word[i + 3] | word[i + 4] | word[i + 5] | word[i + 6] | word[i + 7];
         if (any)
             return false;
     }
@@ -50,8 +52,9 @@ static const VmfPageScan scan_portable = {"portable", is_zero_portable, digest_p
 
 #if defined(__x86_64__)
 /*
- * libxxhash's own choice of AVX2 or AVX-512 returns with the upper halves of the vector registers in use (0.8.1, as packaged), after
- * which every SSE instruction of this thread, in whatever code, runs at a quarter of its speed. Zeroing them costs a few cycles.
+ * libxxhash's own choice of AVX2 or AVX-512 returns with the upper halves of the vector registers in use (0.8.1, as
+ * packaged), after which every SSE instruction of this thread, in whatever code, runs at a quarter of its speed.
+ * Zeroing them costs a few cycles.
  */
 __attribute__((target("avx"))) static uint64_t digest_avx(const void *page, size_t page_size)
 {
@@ -126,8 +129,8 @@ bool vmf_page_is_zero(const VmfPageScan *scan, const void *page, size_t page_siz
     return scan->is_zero(page, page_size);
 }
 
-void vmf_page_scan(const VmfPageScan *scan, const void *base, size_t page_size, unsigned n_pages, const uint64_t *candidates,
-                   uint64_t *data, uint64_t *zero, uint64_t *digests)
+void vmf_page_scan(const VmfPageScan *scan, const void *base, size_t page_size, unsigned n_pages,
+                   const uint64_t *candidates, uint64_t *data, uint64_t *zero, uint64_t *digests)
 {
     for (unsigned w = 0; w * 64 < n_pages; w++) {
         uint64_t wanted = vmf_page_word_mask(w, 0, n_pages) & (candidates ? candidates[w] : ~UINT64_C(0));
@@ -146,8 +149,8 @@ void vmf_page_scan(const VmfPageScan *scan, const void *base, size_t page_size, 
     }
 }
 
-void vmf_page_scan_digests(const VmfPageScan *scan, const void *base, size_t page_size, unsigned n_pages, const uint64_t *pages,
-                           uint64_t *digests)
+void vmf_page_scan_digests(const VmfPageScan *scan, const void *base, size_t page_size, unsigned n_pages,
+                           const uint64_t *pages, uint64_t *digests)
 {
     VmfPageSet data, zero;
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A set of pages of one 2 MiB chunk: 512 bits, bit n of word w stands for page w * 64 + n of the chunk. Small enough to live on
- * the stack and to be copied.
+ * A set of pages of one 2 MiB chunk: 512 bits, bit n of word w stands for page w * 64 + n of the chunk. Small enough to
+ * live on the stack and to be copied.
  */
 #ifndef RAM_PAGE_SET_H
 #define RAM_PAGE_SET_H
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <vmferry/ram.h>
 
-#define VMF_PAGE_SIZE 4096u                             /* bytes: the unit of dirty tracking and of digests */
+#define VMF_PAGE_SIZE 4096u                              /* bytes: the unit of dirty tracking and of digests */
 #define VMF_CHUNK_PAGES (VMF_CHUNK_SIZE / VMF_PAGE_SIZE) /* 512 */
 #define VMF_CHUNK_WORDS (VMF_CHUNK_PAGES / 64)           /* 8 */
 
@@ -63,14 +63,14 @@ VmfPageSet vmf_page_set_and(const VmfPageSet *a, const VmfPageSet *b);
 VmfPageSet vmf_page_set_and_not(const VmfPageSet *a, const VmfPageSet *b);
 
 /*
- * The first run of adjacent pages of @set at or after @from: true and [*first, *first + *n_pages), or false when there is none.
- * Walk all runs by going on from *first + *n_pages.
+ * The first run of adjacent pages of @set at or after @from: true and [*first, *first + *n_pages), or false when there
+ * is none. Walk all runs by going on from *first + *n_pages.
  */
 bool vmf_page_set_next_run(const VmfPageSet *set, unsigned from, unsigned *first, unsigned *n_pages);
 
 /*
- * The end of the shortest piece [from, end) of the chunk that holds @max_pages pages of @set, or VMF_CHUNK_PAGES when there are not
- * so many: cuts a chunk into records of at most @max_pages pages.
+ * The end of the shortest piece [from, end) of the chunk that holds @max_pages pages of @set, or VMF_CHUNK_PAGES when
+ * there are not so many: cuts a chunk into records of at most @max_pages pages.
  */
 unsigned vmf_page_set_cut(const VmfPageSet *set, unsigned from, unsigned max_pages);
 

@@ -10,15 +10,15 @@ typedef struct VmfPageSinkOps {
     size_t size; /* sizeof(VmfPageSinkOps) */
 
     /*
-     * Where to read the pages of @chunk into, page n at n * VMF_PAGE_SIZE: the sink's own memory, so that the push that follows (with
-     * this as its payload) need not copy; any page of it that is not pushed afterwards must not have been written. NULL, or no such
-     * callback: read into memory of the source's own.
+     * Where to read the pages of @chunk into, page n at n * VMF_PAGE_SIZE: the sink's own memory, so that the push that
+     * follows (with this as its payload) need not copy; any page of it that is not pushed afterwards must not have been
+     * written. NULL, or no such callback: read into memory of the source's own.
      */
     void *(*reserve)(void *sink, unsigned block_index, uint64_t chunk);
 
     /*
-     * Takes @batch, and has to release it (vmf_page_batch_release) exactly once, whether it succeeds or not: before it returns, or
-     * later from any thread, at the latest when flush or free returns.
+     * Takes @batch, and has to release it (vmf_page_batch_release) exactly once, whether it succeeds or not: before it
+     * returns, or later from any thread, at the latest when flush or free returns.
      */
     bool (*push)(void *sink, VmfPageBatch *batch, GError **error);
 

@@ -10,8 +10,8 @@ typedef struct VmfPageSourceOps {
     size_t size; /* sizeof(VmfPageSourceOps) */
 
     /*
-     * Pushes the next batch into @sink: true and *done false, true and *done true when there was nothing left (nothing is pushed
-     * then), or false with @error. After an error only free is called.
+     * Pushes the next batch into @sink: true and *done false, true and *done true when there was nothing left (nothing
+     * is pushed then), or false with @error. After an error only free is called.
      */
     bool (*step)(void *source, const VmfPageSink *sink, bool *done, GError **error);
 
@@ -25,8 +25,8 @@ typedef struct VmfPageSource {
 } VmfPageSource;
 
 /*
- * Pushes everything @source has into @sink and flushes it. *@cancel, if not NULL, is looked at before each batch: the copy then ends
- * with VMF_ERROR_CANCELLED.
+ * Pushes everything @source has into @sink and flushes it. *@cancel, if not NULL, is looked at before each batch: the
+ * copy then ends with VMF_ERROR_CANCELLED.
  */
 bool vmf_page_copy(const VmfPageSource *source, const VmfPageSink *sink, const _Atomic bool *cancel, GError **error);
 

@@ -11,16 +11,17 @@ typedef struct VmfPageStoreOps {
     size_t size; /* sizeof(VmfPageStoreOps) */
 
     /*
-     * Adds to @present the pages of block @block_index that may hold something other than zeros. Cheap: reads no page. The rest reads
-     * as zero.
+     * Adds to @present the pages of block @block_index that may hold something other than zeros. Cheap: reads no page.
+     * The rest reads as zero.
      */
     bool (*presence)(void *store, unsigned block_index, VmfDirtyBitmap *present, GError **error);
 
     /*
-     * Reads the pages @wanted of a chunk of block @block_index: a new batch with those pages sorted into data and zero and their
-     * digests, which the caller (or the sink it is pushed into) releases; NULL with @error. @buffer (VMF_CHUNK_SIZE bytes, page
-     * aligned) is where the caller would have the data; it becomes the payload, unless the store has the pages in memory anyway and
-     * points there. NULL: the store provides memory for as long as the batch lives.
+     * Reads the pages @wanted of a chunk of block @block_index: a new batch with those pages sorted into data and zero
+     * and their digests, which the caller (or the sink it is pushed into) releases; NULL with @error. @buffer
+     * (VMF_CHUNK_SIZE bytes, page aligned) is where the caller would have the data; it becomes the payload, unless the
+     * store has the pages in memory anyway and points there. NULL: the store provides memory for as long as the batch
+     * lives.
      */
     VmfPageBatch *(*read)(void *store, unsigned block_index, uint64_t chunk, const VmfPageSet *wanted, void *buffer,
                           GError **error);

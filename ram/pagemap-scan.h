@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The kernel's PAGEMAP_SCAN (Linux 6.7): lists ranges of pages of a process by category. Defined here because the headers of older
- * distributions lack it; names differ from the kernel's so that newer headers do not clash.
+ * The kernel's PAGEMAP_SCAN (Linux 6.7): lists ranges of pages of a process by category. Defined here because the
+ * headers of older distributions lack it; names differ from the kernel's so that newer headers do not clash.
  */
 #ifndef RAM_PAGEMAP_SCAN_H
 #define RAM_PAGEMAP_SCAN_H

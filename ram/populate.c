@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. A bounded ring of ranges under one lock, which is held for a few instructions only, and one thread that
- * populates the oldest range a chunk at a time, so that an end is noticed soon. The kernel is not asked about chunks that are in
- * place already: mincore() tells that in a few microseconds, MADV_POPULATE_WRITE takes ten times as long to find out.
+ * Theory of operation. A bounded ring of ranges under one lock, which is held for a few instructions only, and one
+ * thread that populates the oldest range a chunk at a time, so that an end is noticed soon. The kernel is not asked
+ * about chunks that are in place already: mincore() tells that in a few microseconds, MADV_POPULATE_WRITE takes ten
+ * times as long to find out.
  *
  * The thread runs at nice 10: beside a vCPU or a receiving thread it takes what is left over.
  */
@@ -37,7 +38,7 @@ struct VmfPopulate {
     Range queue[QUEUE_LENGTH]; /* a ring: head is the oldest */
     unsigned head;
     unsigned n_queued;
-    bool stop; /* ended, by vmf_populate_free() or by an error */
+    bool stop;              /* ended, by vmf_populate_free() or by an error */
     _Atomic bool stop_seen; /* the same, for a look without the lock */
     _Atomic uint64_t n_pages;
 };

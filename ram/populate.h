@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Populates memory ahead of the data that will be placed in it, on a thread of its own: the first touch of fresh memory is what
- * limits a target. Only a hint: nothing depends on it, and its errors end it silently.
+ * Populates memory ahead of the data that will be placed in it, on a thread of its own: the first touch of fresh memory
+ * is what limits a target. Only a hint: nothing depends on it, and its errors end it silently.
  *
  * Never for ranges registered with userfaultfd for missing faults (populating them hangs), never for what stays zero.
  */
@@ -15,8 +15,8 @@ typedef struct VmfPopulate VmfPopulate;
 /* Starts the thread, at nice 10. NULL if it cannot: go on without (the calls below take NULL). */
 VmfPopulate *vmf_populate_new(void);
 /*
- * Asks for pages [first_page, first_page + n_pages) of @block; never waits, forgets it when too much is queued. Returns whether it
- * was queued. Any thread. @block must outlive the populator.
+ * Asks for pages [first_page, first_page + n_pages) of @block; never waits, forgets it when too much is queued. Returns
+ * whether it was queued. Any thread. @block must outlive the populator.
  */
 bool vmf_populate_push(VmfPopulate *populate, VmfRamBlock *block, uint64_t first_page, uint64_t n_pages);
 /* Pages populated so far. */

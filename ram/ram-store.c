@@ -27,8 +27,8 @@ static void ram_batch_release(VmfPageBatch *batch)
     g_free(batch);
 }
 
-static VmfPageBatch *ram_store_read(void *opaque, unsigned block_index, uint64_t chunk, const VmfPageSet *wanted, void *buffer,
-                                    GError **error)
+static VmfPageBatch *ram_store_read(void *opaque, unsigned block_index, uint64_t chunk, const VmfPageSet *wanted,
+                                    void *buffer, GError **error)
 {
     RamStore *store = opaque;
     RamBatch *ram = g_new(RamBatch, 1);
@@ -63,6 +63,7 @@ VmfPageStore vmf_ram_store_new(VmfRamBlock *const *blocks, unsigned n_blocks, co
 {
     RamStore *store = g_new0(RamStore, 1);
 
-    *store = (RamStore){.blocks = g_memdup2(blocks, n_blocks * sizeof(*blocks)), .n_blocks = n_blocks, .scan = scan, .live = live};
+    *store = (RamStore){
+        .blocks = g_memdup2(blocks, n_blocks * sizeof(*blocks)), .n_blocks = n_blocks, .scan = scan, .live = live};
     return (VmfPageStore){&ram_store_ops, store};
 }

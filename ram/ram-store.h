@@ -7,7 +7,8 @@
 #include "ram/page-store.h"
 
 /*
- * A store over @blocks (the array is copied, the blocks are not owned). Pages are read in place: payloads point into guest memory.
+ * A store over @blocks (the array is copied, the blocks are not owned). Pages are read in place: payloads point into
+ * guest memory.
  * @live: the guest may run meanwhile.
  */
 VmfPageStore vmf_ram_store_new(VmfRamBlock *const *blocks, unsigned n_blocks, const VmfPageScan *scan, bool live);

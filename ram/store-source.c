@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. A chunk is taken out of its bitmap whole and pushed in pieces, so that zero test, digest and sink meet each
- * piece in the cache.
+ * Theory of operation. A chunk is taken out of its bitmap whole and pushed in pieces, so that zero test, digest and
+ * sink meet each piece in the cache.
  */
 #include "ram/store-source.h"
 

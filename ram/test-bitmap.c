@@ -149,8 +149,8 @@ static void chunks_are_taken_and_looked_at_whole(void **state)
 }
 
 /*
- * Several threads set pages, others walk and take. A page is set only by whoever marks it pending, and is pending until its bit was
- * taken: so every bit set has to come out exactly once.
+ * Several threads set pages, others walk and take. A page is set only by whoever marks it pending, and is pending until
+ * its bit was taken: so every bit set has to come out exactly once.
  */
 #define THREADS 3
 #define SETS 5000 /* by each thread, to about 500 pages: most have to be taken many times before it is through */
@@ -324,12 +324,9 @@ static void an_impossible_size_is_an_error(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(random_operations_agree_with_a_model),
-        cmocka_unit_test(chunks_are_taken_and_looked_at_whole),
-        cmocka_unit_test(no_bit_is_lost_between_threads),
-        cmocka_unit_test(a_set_bit_is_never_invisible),
-        cmocka_unit_test(a_sparse_terabyte_costs_what_is_dirty),
-        cmocka_unit_test(an_impossible_size_is_an_error),
+        cmocka_unit_test(random_operations_agree_with_a_model),  cmocka_unit_test(chunks_are_taken_and_looked_at_whole),
+        cmocka_unit_test(no_bit_is_lost_between_threads),        cmocka_unit_test(a_set_bit_is_never_invisible),
+        cmocka_unit_test(a_sparse_terabyte_costs_what_is_dirty), cmocka_unit_test(an_impossible_size_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,8 +85,7 @@ static void chunks_divide_the_block(void **state)
 static void discarded_pages_read_as_zero_and_cost_nothing(void **state)
 {
     for (VmfRamBackend backend = 0; backend < VMF_RAM_N_BACKENDS; backend++) {
-        g_autoptr(VmfRamBlock) block =
-            vmf_ram_block_new("ram", 8 * 4096, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+        g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 8 * 4096, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
         uint8_t *host = vmf_ram_block_host(block);
         unsigned char resident[8];
 

@@ -154,7 +154,8 @@ static void *read_everything(void *opaque)
 
     while (!atomic_load(lane->stop)) {
         for (uint64_t chunk = 0; chunk < N_CHUNKS; chunk++)
-            sum += vmf_digest_table_chunk_sum(lane->table, chunk) + vmf_digest_table_get(lane->table, chunk * VMF_CHUNK_PAGES);
+            sum += vmf_digest_table_chunk_sum(lane->table, chunk) +
+                   vmf_digest_table_get(lane->table, chunk * VMF_CHUNK_PAGES);
         sum += vmf_digest_table_total(lane->table);
         lane->seen = sum;
     }

@@ -117,7 +117,10 @@ static void a_sparse_terabyte_is_scanned_and_not_populated(void **state)
     assert_int_equal(count_resident(block, 0, 100000), 1);
 }
 
-#define FOR_BACKEND(test, backend) {#test "/" #backend, test, NULL, NULL, (void *)(uintptr_t)(backend)}
+#define FOR_BACKEND(test, backend)                                                                                     \
+    {                                                                                                                  \
+#test "/" #backend, test, NULL, NULL, (void *)(uintptr_t)(backend)                                             \
+    }
 #define FOR_BOTH(test) FOR_BACKEND(test, VMF_RAM_ANON), FOR_BACKEND(test, VMF_RAM_MEMFD)
 
 int main(void)

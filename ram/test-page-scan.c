@@ -86,7 +86,8 @@ static void check_scan(const VmfPageScan *scan, const uint8_t *chunk, unsigned n
     vmf_page_set_clear(&zero);
     for (unsigned page = 0; page < VMF_CHUNK_PAGES; page++)
         digests[page] = untouched;
-    vmf_page_scan(scan, chunk, VMF_PAGE_SIZE, n_pages, candidates ? candidates->words : NULL, data.words, zero.words, digests);
+    vmf_page_scan(scan, chunk, VMF_PAGE_SIZE, n_pages, candidates ? candidates->words : NULL, data.words, zero.words,
+                  digests);
     for (unsigned page = 0; page < VMF_CHUNK_PAGES; page++) {
         const uint8_t *at = chunk + page * VMF_PAGE_SIZE;
         bool wanted = page < n_pages && (!candidates || vmf_page_set_test(candidates, page));

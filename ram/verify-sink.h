@@ -16,13 +16,14 @@ typedef struct {
 typedef struct {
     uint64_t pages_checked;
     uint64_t pages_different;
-    unsigned n_listed;            /* of them, in the list below: the first ones */
+    unsigned n_listed; /* of them, in the list below: the first ones */
     VmfPageMismatch listed[16];
 } VmfVerifyResult;
 
 /*
- * A sink that compares the digest of each page pushed with that in @tables[block_index] (@n_tables of them; not owned). Batches need
- * digests. A page that differs is not an error: *@result, which the caller keeps until the sink is freed, says so.
+ * A sink that compares the digest of each page pushed with that in @tables[block_index] (@n_tables of them; not owned).
+ * Batches need digests. A page that differs is not an error: *@result, which the caller keeps until the sink is freed,
+ * says so.
  */
 VmfPageSink vmf_verify_sink_new(VmfDigestTable *const *tables, unsigned n_tables, VmfVerifyResult *result);
 
