@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "migration/compatibility.h"
+
+#include <inttypes.h>
+
+static void add_blocks(VmfStaticData *data, VmfGuest *guest)
+{
+    for (unsigned i = 0; i < vmf_guest_n_ram(guest); i++) {
+        const VmfRamBlock *ram = vmf_guest_ram(guest, i);
+        VmfStaticBlock block = {
+            .name = (char *)vmf_ram_block_name(ram),
+            .flags = vmf_ram_block_flags(ram) & VMF_RAM_ROM ? VMF_BLOCK_FLAG_ROM : 0,
+            .size = vmf_ram_block_size(ram),
+            .guest_address = vmf_ram_block_guest_address(ram),
+            .page_size = vmf_ram_block_page_size(ram),
+        };
+        vmf_static_data_add_block(data, &block);
+    }
+}
+
+VmfStaticData *vmf_static_data_of(VmfGuest *guest, GArray *owners)
+{
+    VmfStaticData *data = vmf_static_data_new();
+
+    g_strlcpy(data->machine.architecture, vmf_guest_architecture(guest), sizeof(data->machine.architecture));
+    data->machine.page_size = 4096;
+    data->machine.engine_version = vmf_engine_version();
+    memcpy(data->machine.uuid, vmf_guest_uuid(guest), sizeof(data->machine.uuid));
+    for (unsigned i = 0; i < vmf_guest_n_properties(guest); i++)
+        vmf_static_data_add_property(data, vmf_guest_property(guest, i)->key, vmf_guest_property(guest, i)->value);
+    add_blocks(data, guest);
+    for (unsigned i = 0; i < owners->len; i++)
+        vmf_static_data_add_section(data, vmf_owner(owners, i)->name, vmf_owner(owners, i)->instance, vmf_owner(owners, i)->version);
+    return data;
+}
+
+G_GNUC_PRINTF(2, 3) static void differ(GPtrArray *texts, const char *format, ...)
+{
+    va_list arguments;
+
+    if (texts->len >= VMF_VERDICT_TEXTS_MAX)
+        return;
+    va_start(arguments, format);
+    g_ptr_array_add(texts, g_strdup_vprintf(format, arguments));
+    va_end(arguments);
+}
+
+static bool is_zero(const uint8_t *uuid)
+{
+    static const uint8_t zeros[16];
+    return memcmp(uuid, zeros, sizeof(zeros)) == 0;
+}
+
+static char *uuid_text(const uint8_t *uuid)
+{
+    GString *text = g_string_new(NULL);
+
+    for (unsigned i = 0; i < 16; i++)
+        g_string_append_printf(text, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
+    return g_string_free(text, false);
+}
+
+/* A guest without a UUID of its own (all zeros) takes any. */
+static void compare_machine(const VmfStaticData *theirs, const VmfStaticData *ours, GPtrArray *texts)
+{
+    if (strcmp(theirs->machine.architecture, ours->machine.architecture) != 0)
+        differ(texts, "machine.architecture: here %s, there %s", ours->machine.architecture, theirs->machine.architecture);
+    if (!is_zero(ours->machine.uuid) && memcmp(ours->machine.uuid, theirs->machine.uuid, 16) != 0) {
+        g_autofree char *here = uuid_text(ours->machine.uuid), *there = uuid_text(theirs->machine.uuid);
+        differ(texts, "machine.uuid: here %s, there %s", here, there);
+    }
+}
+
+static const char *find_property(const VmfStaticData *data, const char *key)
+{
+    for (guint i = 0; i < data->properties->len; i++)
+        if (strcmp(g_array_index(data->properties, VmfStaticProperty, i).key, key) == 0)
+            return g_array_index(data->properties, VmfStaticProperty, i).value;
+    return NULL;
+}
+
+static void compare_properties(const VmfStaticData *theirs, const VmfStaticData *ours, GPtrArray *texts)
+{
+    for (guint i = 0; i < ours->properties->len; i++) {
+        const VmfStaticProperty *mine = &g_array_index(ours->properties, VmfStaticProperty, i);
+        const char *there = find_property(theirs, mine->key);
+        if (!there || strcmp(there, mine->value) != 0)
+            differ(texts, "%s: here %s, there %s", mine->key, mine->value, there ? there : "nothing");
+    }
+    for (guint i = 0; i < theirs->properties->len; i++) {
+        const VmfStaticProperty *property = &g_array_index(theirs->properties, VmfStaticProperty, i);
+        if (!find_property(ours, property->key))
+            differ(texts, "%s: here nothing, there %s", property->key, property->value);
+    }
+}
+
+static void compare_block(const VmfStaticBlock *here, const VmfStaticBlock *there, guint index, GPtrArray *texts)
+{
+    if (strcmp(here->name, there->name) != 0) {
+        differ(texts, "ram.name: block %u: here %s, there %s", index, here->name, there->name);
+        return;
+    }
+    if (here->size != there->size)
+        differ(texts, "ram.size: block %s: here %" PRIu64 ", there %" PRIu64, here->name, here->size, there->size);
+    if (here->guest_address != there->guest_address)
+        differ(texts, "ram.address: block %s: here 0x%" PRIx64 ", there 0x%" PRIx64, here->name, here->guest_address,
+               there->guest_address);
+    if (here->flags != there->flags)
+        differ(texts, "ram.flags: block %s: here %u, there %u", here->name, here->flags, there->flags);
+}
+
+static void compare_blocks(const VmfStaticData *theirs, const VmfStaticData *ours, GPtrArray *texts)
+{
+    if (theirs->blocks->len != ours->blocks->len)
+        differ(texts, "ram.blocks: here %u, there %u", ours->blocks->len, theirs->blocks->len);
+    for (guint i = 0; i < MIN(theirs->blocks->len, ours->blocks->len); i++)
+        compare_block(&g_array_index(ours->blocks, VmfStaticBlock, i), &g_array_index(theirs->blocks, VmfStaticBlock, i), i, texts);
+}
+
+static uint32_t minimum_version(const VmfOwner *owner, VmfGuest *guest)
+{
+    const VmfGuestEntry *entry = vmf_guest_find_entry(guest, owner->name, owner->instance);
+
+    return entry && entry->state ? entry->state->minimum_version : 0;
+}
+
+static void compare_section(const VmfStaticSection *there, VmfOwner *owner, VmfGuest *guest, GPtrArray *texts)
+{
+    owner->stream_version = there->version;
+    if (there->version > owner->version || there->version < minimum_version(owner, guest))
+        differ(texts, "section.version: %s %u: here %u to %u, there %u", there->name, there->instance,
+               minimum_version(owner, guest), owner->version, there->version);
+}
+
+static VmfOwner *find_owner(GArray *owners, const char *name, uint32_t instance)
+{
+    for (guint i = 0; i < owners->len; i++)
+        if (vmf_owner(owners, i)->instance == instance && strcmp(vmf_owner(owners, i)->name, name) == 0)
+            return vmf_owner(owners, i);
+    return NULL;
+}
+
+static void compare_sections(const VmfStaticData *theirs, GArray *owners, VmfGuest *guest, GPtrArray *texts)
+{
+    g_autoptr(GHashTable) found = g_hash_table_new(NULL, NULL);
+
+    for (guint i = 0; i < theirs->sections->len; i++) {
+        const VmfStaticSection *there = &g_array_index(theirs->sections, VmfStaticSection, i);
+        VmfOwner *owner = find_owner(owners, there->name, there->instance);
+        if (!owner) {
+            differ(texts, "section.missing: %s %u: here nothing, there version %u", there->name, there->instance, there->version);
+            continue;
+        }
+        g_hash_table_add(found, owner);
+        compare_section(there, owner, guest, texts);
+    }
+    for (guint i = 0; i < owners->len; i++)
+        if (!g_hash_table_contains(found, vmf_owner(owners, i)))
+            differ(texts, "section.missing: %s %u: here version %u, there nothing", vmf_owner(owners, i)->name,
+                   vmf_owner(owners, i)->instance, vmf_owner(owners, i)->version);
+}
+
+static void compare_features(const VmfStaticData *theirs, GPtrArray *texts)
+{
+    uint64_t unknown = theirs->features_required & ~VMF_FEATURES_KNOWN;
+
+    if (unknown)
+        differ(texts, "static.feature: here 0x%" PRIx64 ", there 0x%" PRIx64 " is required", (uint64_t)VMF_FEATURES_KNOWN,
+               theirs->features_required);
+}
+
+char **vmf_compatibility_check(const VmfStaticData *theirs, const VmfStaticData *ours, GArray *owners, VmfGuest *guest)
+{
+    GPtrArray *texts = g_ptr_array_new();
+
+    compare_machine(theirs, ours, texts);
+    if (theirs->have_properties)
+        compare_properties(theirs, ours, texts);
+    compare_blocks(theirs, ours, texts);
+    compare_sections(theirs, owners, guest, texts);
+    compare_features(theirs, texts);
+    g_ptr_array_add(texts, NULL);
+    return (char **)g_ptr_array_free(texts, false);
+}

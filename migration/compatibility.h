@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Would this guest fit there? Static data of a stream against a guest, and the answer in words. */
+#ifndef MIGRATION_COMPATIBILITY_H
+#define MIGRATION_COMPATIBILITY_H
+
+#include "migration/owners.h"
+#include "stream/static-data.h"
+
+/* What @guest says of itself, with the sections of @owners. */
+VmfStaticData *vmf_static_data_of(VmfGuest *guest, GArray *owners);
+
+/*
+ * Named incompatibilities of the stream @theirs with a guest that is @ours, at most VMF_VERDICT_TEXTS_MAX of them, "id: what: here X,
+ * there Y"; empty: none. @owners: of @guest; they learn the stream's version of their section.
+ */
+char **vmf_compatibility_check(const VmfStaticData *theirs, const VmfStaticData *ours, GArray *owners, VmfGuest *guest);
+
+#endif

@@ -1,0 +1,493 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "migration/incoming.h"
+
+#include <vmferry/error.h>
+
+#include "stream/channel.h"
+#include "stream/clock.h"
+
+#define TICK_NS (100 * VMF_NS_PER_MS)
+#define HANDSHAKE_NS (10 * VMF_NS_PER_S)
+#define CALLERS_MAX 64 /* connections that have not said who they are; the oldest has to go for a newer one */
+
+typedef struct {
+    VmfReception *reception;
+    VmfChannel *channel; /* NULL once somebody else took it */
+    int64_t deadline_ns; /* 0: none */
+    bool done;           /* the thread is about to end */
+    pthread_t thread;
+} Caller;
+
+struct VmfReception {
+    VmfReceptionConfig config;
+    bool single; /* the listener gives one channel: what is wrong with it is the session's error */
+    pthread_t thread;
+    bool started;
+    _Atomic bool quit;
+    GPtrArray *callers; /* under the session's lock, as what follows */
+    VmfIncoming *winner;
+    bool taken;
+    GError *error; /* nothing can come any more, because of this */
+};
+
+void vmf_incoming_free(VmfIncoming *incoming)
+{
+    if (!incoming)
+        return;
+    vmf_record_reader_free(incoming->reader);
+    vmf_record_writer_free(incoming->writer);
+    vmf_static_data_free(incoming->static_data);
+    vmf_channel_free(incoming->channel);
+    g_free(incoming);
+}
+
+/* ---- static data ----------------------------------------------------------------------------------------------------------- */
+
+/* The types at which a version 2 stream's static data has ended. */
+static bool infers_end(uint32_t type)
+{
+    switch (type) {
+    case VMF_RECORD_PREFLIGHT:
+    case VMF_RECORD_PAGE_CHANNELS:
+    case VMF_RECORD_PAGES:
+    case VMF_RECORD_SECTION:
+    case VMF_RECORD_SWITCHOVER:
+    case VMF_RECORD_END:
+        return true;
+    }
+    return false;
+}
+
+static bool static_error(GError **error, VmfErrorCode code, uint32_t type, const char *what)
+{
+    const char *name = vmf_record_name(type);
+    g_autofree char *number = g_strdup_printf("0x%x", type);
+
+    g_set_error(error, VMF_ERROR, code, "record %s: %s", name ? name : number, what);
+    return false;
+}
+
+static bool is_skippable(const VmfRecord *record)
+{
+    return !vmf_record_name(record->type) && record->type & VMF_RECORD_OPTIONAL;
+}
+
+/* Takes one record of the static data. *@ended: STATIC_DATA_END, or what stands for it in version 2 (then the record is not used). */
+static bool take_static(VmfIncoming *incoming, const VmfRecord *record, bool *ended, bool *inferred, GError **error)
+{
+    *ended = *inferred = false;
+    if (record->type == VMF_RECORD_STATIC_DATA_END) {
+        *ended = true;
+        return vmf_empty_check(record, error);
+    }
+    if (vmf_static_data_is_static(record->type)) {
+        if (incoming->format.version < 3 && record->type == VMF_RECORD_FEATURES)
+            return static_error(error, VMF_ERROR_RECORD_ORDER, record->type, "version 2 has no such record");
+        return vmf_record_name(record->type) ? vmf_static_data_take(incoming->static_data, record, incoming->format.swap, error)
+                                             : static_error(error, VMF_ERROR_RECORD_UNKNOWN, record->type, "mandatory and unknown");
+    }
+    if (incoming->format.version >= 3)
+        return static_error(error, VMF_ERROR_STATIC_MISSING_END, record->type, "comes before STATIC_DATA_END");
+    *ended = *inferred = infers_end(record->type);
+    if (*ended || record->type == (uint32_t)VMF_RECORD_HINT || record->type == (uint32_t)VMF_RECORD_ROUND)
+        return true;
+    vmf_record_set_order_error(error, record->type, "in static data");
+    return false;
+}
+
+/* Reads to the end of the static data; in version 2 that is the first record after it, which is then in incoming->first. */
+static bool read_static(VmfIncoming *incoming, bool *have_first, GError **error)
+{
+    bool ended = false, inferred = false;
+    VmfRecord record;
+
+    while (!ended) {
+        if (!vmf_record_read(incoming->reader, &record, error))
+            return false;
+        if (is_skippable(&record)) {
+            if (incoming->reader->payload_left > 0 && !vmf_record_skip_payload(incoming->reader, record.length, error))
+                return false;
+            continue;
+        }
+        if (!take_static(incoming, &record, &ended, &inferred, error))
+            return false;
+    }
+    incoming->static_sum = vmf_record_reader_sum_end(incoming->reader, inferred);
+    if (inferred)
+        incoming->missing |= VMF_MISSING_STATIC_END;
+    if (!incoming->static_data->have_properties)
+        incoming->missing |= VMF_MISSING_PROPERTIES;
+    if (!incoming->static_data->have_features)
+        incoming->missing |= VMF_MISSING_FEATURES;
+    incoming->first = record;
+    *have_first = inferred;
+    return true;
+}
+
+static bool read_headers(VmfIncoming *incoming, uint8_t image[VMF_IMAGE_HEADER_SIZE], GError **error)
+{
+    uint8_t machine[VMF_MACHINE_HEADER_SIZE];
+
+    if (!vmf_image_header_decode(image, &incoming->format, error))
+        return false;
+    incoming->reader = vmf_record_reader_new(incoming->channel, incoming->format);
+    vmf_record_reader_sum_begin(incoming->reader);
+    XXH3_64bits_update(incoming->reader->sum, image, VMF_IMAGE_HEADER_SIZE);
+    if (!incoming->format.one_way && !vmf_channel_is_one_way(incoming->channel))
+        incoming->writer = vmf_record_writer_new(incoming->channel, incoming->format);
+    if (!vmf_channel_read_all(incoming->channel, machine, sizeof(machine), error))
+        return false;
+    XXH3_64bits_update(incoming->reader->sum, machine, sizeof(machine));
+    if (!incoming->format.one_way && !incoming->writer) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_FEATURE, "image header: the stream wants answers and this channel has no way back");
+        return false;
+    }
+    return vmf_machine_header_decode(machine, incoming->format.swap, &incoming->static_data->machine, error);
+}
+
+/* ---- the answer ------------------------------------------------------------------------------------------------------------ */
+
+static bool check_presence(const VmfIncoming *incoming, GError **error)
+{
+    const VmfStaticData *data = incoming->static_data;
+
+    if (data->have_sections && (data->have_features || incoming->format.version < 3))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_ORDER, "static data: record %s is missing",
+                data->have_sections ? "FEATURES" : "SECTIONS");
+    return false;
+}
+
+static void set_features(VmfIncoming *incoming)
+{
+    if (incoming->format.version < 3)
+        incoming->features = VMF_FEATURE_SUMS | (incoming->format.one_way ? 0 : VMF_FEATURE_ACKS);
+    else
+        incoming->features = incoming->static_data->features_offered & VMF_FEATURES_KNOWN;
+}
+
+static bool send_verdict(VmfIncoming *incoming, bool accepted, char **texts, GError **error)
+{
+    VmfVerdict verdict = {
+        .accepted = accepted,
+        .features = incoming->features,
+        .page_channels = VMF_CHANNELS_MAX,
+        .texts = texts,
+    };
+
+    return !incoming->writer || vmf_verdict_send(incoming->writer, &verdict, error);
+}
+
+/* Refuses with one text, as far as the caller can be told. */
+static void refuse(VmfIncoming *incoming, const char *text)
+{
+    char *texts[] = {(char *)text, NULL};
+
+    send_verdict(incoming, false, texts, NULL);
+}
+
+static bool judge(VmfReception *reception, VmfIncoming *incoming, GError **error)
+{
+    const VmfReceptionConfig *config = &reception->config;
+
+    if (!check_presence(incoming, error))
+        return false;
+    set_features(incoming);
+    pthread_mutex_lock(&config->session->lock);
+    g_auto(GStrv) texts = vmf_compatibility_check(incoming->static_data, config->ours, config->owners, config->session->guest);
+    pthread_mutex_unlock(&config->session->lock);
+    if (texts[0]) {
+        g_autofree char *all = g_strjoinv("; ", texts);
+        send_verdict(incoming, false, texts, NULL);
+        vmf_session_set_incompatibilities(config->session, texts);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_INCOMPATIBLE, "static data: %s", all);
+        return false;
+    }
+    bool answered = incoming->format.version >= 3 || incoming->first.type == VMF_RECORD_PREFLIGHT;
+    return !answered || send_verdict(incoming, true, NULL, error);
+}
+
+static bool read_first(VmfIncoming *incoming, GError **error)
+{
+    do {
+        if (!vmf_record_read(incoming->reader, &incoming->first, error))
+            return false;
+        if (is_skippable(&incoming->first) && incoming->reader->payload_left > 0 &&
+            !vmf_record_skip_payload(incoming->reader, incoming->first.length, error))
+            return false;
+    } while (is_skippable(&incoming->first));
+    if (incoming->first.type == VMF_RECORD_STATIC_DATA_END)
+        return static_error(error, VMF_ERROR_STATIC_DOUBLE_END, incoming->first.type, "twice");
+    if (vmf_static_data_is_static(incoming->first.type))
+        return static_error(error, VMF_ERROR_STATIC_LATE, incoming->first.type, "static data after STATIC_DATA_END");
+    return true;
+}
+
+/* ---- callers --------------------------------------------------------------------------------------------------------------- */
+
+/* Hands the caller over, if it is the first. The versions of its sections are noted under the same lock that judges others. */
+static bool win(VmfReception *reception, VmfIncoming *incoming)
+{
+    VmfSession *session = reception->config.session;
+
+    pthread_mutex_lock(&session->lock);
+    bool first = !reception->taken && !reception->quit;
+    if (first) {
+        g_strfreev(vmf_compatibility_check(incoming->static_data, reception->config.ours, reception->config.owners, session->guest));
+        reception->taken = true;
+        reception->winner = incoming;
+        pthread_cond_broadcast(&session->changed);
+    }
+    pthread_mutex_unlock(&session->lock);
+    return first;
+}
+
+static bool is_taken(VmfReception *reception)
+{
+    pthread_mutex_lock(&reception->config.session->lock);
+    bool taken = reception->taken;
+    pthread_mutex_unlock(&reception->config.session->lock);
+    return taken;
+}
+
+/* Takes the channel out of the deadline's reach: it belongs to somebody else now, or is about to be closed. */
+static VmfChannel *steal_channel(Caller *caller)
+{
+    VmfSession *session = caller->reception->config.session;
+
+    pthread_mutex_lock(&session->lock);
+    VmfChannel *channel = g_steal_pointer(&caller->channel);
+    pthread_mutex_unlock(&session->lock);
+    return channel;
+}
+
+static bool serve_main(Caller *caller, const uint8_t opening[8], GError **error)
+{
+    VmfReception *reception = caller->reception;
+    g_autoptr(VmfIncoming) incoming = g_new0(VmfIncoming, 1);
+    uint8_t image[VMF_IMAGE_HEADER_SIZE];
+    bool have_first;
+
+    incoming->channel = caller->channel;
+    incoming->static_data = vmf_static_data_new();
+    memcpy(image, opening, 8);
+    bool good = vmf_channel_read_all(incoming->channel, image + 8, sizeof(image) - 8, error) && read_headers(incoming, image, error);
+    if (good && is_taken(reception)) {
+        refuse(incoming, "target.busy: here a migration is under way");
+        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "target: busy with another migration");
+        good = false;
+    }
+    good = good && read_static(incoming, &have_first, error) && judge(reception, incoming, error) &&
+           (have_first || read_first(incoming, error));
+    if (good && incoming->first.type == VMF_RECORD_PREFLIGHT) {
+        vmf_session_event(reception->config.session, "preflight", "%s asked whether its guest would be taken: yes",
+                          incoming->static_data->host ? incoming->static_data->host : vmf_channel_name(incoming->channel));
+        good = !reception->single;
+        if (!good)
+            g_set_error(error, VMF_ERROR, VMF_ERROR_CUT, "stream: it was a preflight only");
+    } else if (good && steal_channel(caller)) {
+        if (win(reception, incoming)) {
+            g_steal_pointer(&incoming);
+            return true;
+        }
+        refuse(incoming, "target.busy: here a migration is under way");
+        return true;
+    }
+    /* The caller's thread closes the channel. */
+    incoming->channel = NULL;
+    return good;
+}
+
+static bool serve_pages(Caller *caller, const uint8_t opening[8], GError **error)
+{
+    const VmfReceptionConfig *config = &caller->reception->config;
+    uint8_t wire[VMF_PREAMBLE_SIZE];
+    VmfPreamble preamble;
+    VmfStreamFormat format;
+
+    memcpy(wire, opening, 8);
+    if (!vmf_channel_read_all(caller->channel, wire + 8, sizeof(wire) - 8, error) ||
+        !vmf_preamble_decode(wire, &preamble, &format, error))
+        return false;
+    VmfChannel *channel = steal_channel(caller);
+    if (!channel || config->page_channel(config->opaque, channel, &preamble))
+        return true;
+    vmf_channel_free(channel);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_HANDSHAKE, "page channel %u: of no session here", preamble.channel);
+    return false;
+}
+
+static bool serve(Caller *caller, GError **error)
+{
+    uint8_t opening[8];
+
+    if (!vmf_channel_read_all(caller->channel, opening, sizeof(opening), error))
+        return false;
+    switch (vmf_opening_classify(opening)) {
+    case VMF_OPENING_MAIN:
+        return serve_main(caller, opening, error);
+    case VMF_OPENING_PAGES:
+        return serve_pages(caller, opening, error);
+    default:
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MAGIC, "connection: not a vmferry stream");
+        return false;
+    }
+}
+
+static void give_up(VmfReception *reception, GError *error)
+{
+    VmfSession *session = reception->config.session;
+
+    pthread_mutex_lock(&session->lock);
+    if (!reception->error)
+        reception->error = error;
+    else
+        g_error_free(error);
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+}
+
+static void *caller_main(void *opaque)
+{
+    Caller *caller = opaque;
+    VmfReception *reception = caller->reception;
+    VmfSession *session = reception->config.session;
+    g_autofree char *name = g_strdup(vmf_channel_name(caller->channel));
+    GError *error = NULL;
+
+    bool good = serve(caller, &error);
+    vmf_channel_free(steal_channel(caller));
+    if (!good && reception->single) {
+        give_up(reception, g_steal_pointer(&error));
+    } else if (!good && !reception->quit) {
+        bool stranger = g_error_matches(error, VMF_ERROR, VMF_ERROR_MAGIC) || g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT);
+        vmf_session_event(session, stranger ? "stranger" : "refused", "%s: %s", name, error->message);
+    }
+    g_clear_error(&error);
+    pthread_mutex_lock(&session->lock);
+    caller->done = true;
+    pthread_mutex_unlock(&session->lock);
+    return NULL;
+}
+
+/* ---- accepting ------------------------------------------------------------------------------------------------------------- */
+
+/* Joins threads that are done; shuts channels that are late, or (@all) every one. Returns how many callers are left. */
+static unsigned reap(VmfReception *reception, bool all)
+{
+    VmfSession *session = reception->config.session;
+    g_autoptr(GPtrArray) ended = g_ptr_array_new_with_free_func(g_free);
+    int64_t now = vmf_now_ns();
+
+    pthread_mutex_lock(&session->lock);
+    for (guint i = reception->callers->len; i-- > 0;) {
+        Caller *caller = g_ptr_array_index(reception->callers, i);
+        if (caller->done)
+            g_ptr_array_add(ended, g_ptr_array_remove_index(reception->callers, i));
+        else if (caller->channel && (all || (caller->deadline_ns && now > caller->deadline_ns)))
+            vmf_channel_shutdown(caller->channel);
+    }
+    if (reception->callers->len >= CALLERS_MAX && ((Caller *)reception->callers->pdata[0])->channel)
+        vmf_channel_shutdown(((Caller *)reception->callers->pdata[0])->channel);
+    unsigned left = reception->callers->len;
+    pthread_mutex_unlock(&session->lock);
+    for (guint i = 0; i < ended->len; i++)
+        pthread_join(((Caller *)g_ptr_array_index(ended, i))->thread, NULL);
+    return left;
+}
+
+static void admit(VmfReception *reception, VmfChannel *channel)
+{
+    VmfSession *session = reception->config.session;
+    Caller *caller = g_new0(Caller, 1);
+
+    caller->reception = reception;
+    caller->channel = channel;
+    caller->deadline_ns = reception->single ? 0 : vmf_now_ns() + HANDSHAKE_NS;
+    pthread_mutex_lock(&session->lock);
+    bool started = pthread_create(&caller->thread, NULL, caller_main, caller) == 0;
+    if (started)
+        g_ptr_array_add(reception->callers, caller);
+    pthread_mutex_unlock(&session->lock);
+    if (started)
+        return;
+    vmf_channel_free(channel);
+    g_free(caller);
+}
+
+static void *reception_main(void *opaque)
+{
+    VmfReception *reception = opaque;
+    VmfSession *session = reception->config.session;
+    bool listening = true;
+
+    while (!reception->quit) {
+        GError *error = NULL;
+        bool room = reap(reception, false) < CALLERS_MAX;
+        VmfChannel *channel = listening && room ? vmf_listener_accept(session->listener, TICK_NS, &error) : NULL;
+        if (channel) {
+            admit(reception, channel);
+            listening = !reception->single;
+        } else if (error && !g_error_matches(error, VMF_ERROR, VMF_ERROR_TIMEOUT)) {
+            give_up(reception, g_steal_pointer(&error));
+            listening = false;
+        } else if (!listening || !room) {
+            g_usleep(TICK_NS / 1000);
+        }
+        g_clear_error(&error);
+        reception->config.tick(reception->config.opaque);
+    }
+    return NULL;
+}
+
+VmfReception *vmf_reception_new(const VmfReceptionConfig *config, GError **error)
+{
+    g_autoptr(VmfReception) reception = g_new0(VmfReception, 1);
+
+    reception->config = *config;
+    reception->single = vmf_listener_max_channels(config->session->listener) == 1;
+    reception->callers = g_ptr_array_new();
+    int failed = pthread_create(&reception->thread, NULL, reception_main, reception);
+    reception->started = failed == 0;
+    if (failed) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "target: thread: %s", g_strerror(failed));
+        return NULL;
+    }
+    return g_steal_pointer(&reception);
+}
+
+void vmf_reception_free(VmfReception *reception)
+{
+    if (!reception)
+        return;
+    atomic_store(&reception->quit, true);
+    if (reception->started)
+        pthread_join(reception->thread, NULL);
+    while (reap(reception, true) > 0)
+        g_usleep(1000);
+    vmf_incoming_free(reception->winner);
+    g_ptr_array_unref(reception->callers);
+    g_clear_error(&reception->error);
+    g_free(reception);
+}
+
+VmfIncoming *vmf_reception_wait(VmfReception *reception, GError **error)
+{
+    VmfSession *session = reception->config.session;
+
+    pthread_mutex_lock(&session->lock);
+    while (!reception->winner && !reception->error && !vmf_session_is_cancelled(session))
+        pthread_cond_wait(&session->changed, &session->lock);
+    VmfIncoming *winner = g_steal_pointer(&reception->winner);
+    GError *failure = !winner && reception->error ? g_error_copy(reception->error) : NULL;
+    pthread_mutex_unlock(&session->lock);
+    if (winner)
+        return winner;
+    if (vmf_session_is_cancelled(session)) {
+        g_clear_error(&failure);
+        vmf_session_check_cancelled(session, error);
+    } else {
+        g_propagate_error(error, failure);
+    }
+    return NULL;
+}

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "migration/ram-source.h"
+
+#include <vmferry/error.h>
+
+#include "ram/block.h"
+
+static void tell_mended(void *opaque, const char *text)
+{
+    vmf_session_event(opaque, "chunk.mended", "%s", text);
+}
+
+bool vmf_ram_source_attach(VmfRamSource *ram, VmfRecordWriter *const *writers, unsigned n_lanes, uint32_t epoch, bool acknowledged,
+                           bool hints, GError **error)
+{
+    VmfGuest *guest = ram->session->guest;
+    g_autofree VmfRamBlock **blocks = g_new0(VmfRamBlock *, vmf_guest_n_ram(guest));
+    VmfRamSaveConfig config = {
+        .n_lanes = n_lanes,
+        .acknowledged = acknowledged,
+        .hints = hints,
+        .log = vmf_guest_dirty_log(guest),
+        .log_opaque = vmf_guest_dirty_log_opaque(guest),
+        .mended = tell_mended,
+        .opaque = ram->session,
+    };
+
+    for (unsigned b = 0; b < vmf_guest_n_ram(guest); b++)
+        blocks[b] = vmf_guest_ram(guest, b);
+    ram->writers = g_memdup2(writers, n_lanes * sizeof(*writers));
+    ram->n_lanes = n_lanes;
+    ram->epoch = epoch;
+    ram->save = vmf_ram_save_new(blocks, vmf_guest_n_ram(guest), &config, error);
+    return ram->save != NULL;
+}
+
+void vmf_ram_source_clear(VmfRamSource *ram)
+{
+    g_clear_pointer(&ram->fanout, vmf_fanout_free);
+    g_clear_pointer(&ram->save, vmf_ram_save_free);
+    g_clear_pointer(&ram->writers, g_free);
+}
+
+bool vmf_ram_source_acknowledged(VmfRamSource *ram, const VmfRecord *record, bool swap, unsigned lane, GError **error)
+{
+    g_autoptr(GArray) entries = NULL;
+    VmfAck ack;
+
+    if (!vmf_ack_decode(record, swap, &ack, &entries, error))
+        return false;
+    g_autofree VmfChunkId *ids = g_new0(VmfChunkId, entries->len + 1);
+    g_autofree uint64_t *sums = g_new0(uint64_t, entries->len + 1);
+    for (guint i = 0; i < entries->len; i++) {
+        const VmfAckEntry *entry = &g_array_index(entries, VmfAckEntry, i);
+        ids[i] = (VmfChunkId){entry->block, entry->chunk};
+        sums[i] = entry->sum;
+    }
+    if (ack.epoch == ram->epoch && ack.channel == lane &&
+        vmf_flight_land(ram->save->flight, lane, ack.sequence, entries->len, ids, sums, vmf_ram_save_compare, ram->save))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_PEER, "record ACK: page channel %u: acknowledges what was not sent", lane);
+    return false;
+}
+
+void vmf_ram_source_summarize(const VmfRamSource *ram, VmfSwitchover *message)
+{
+    message->n_blocks = ram->save ? ram->save->n_blocks : 0;
+    message->blocks = g_new0(VmfBlockSummary, message->n_blocks + 1);
+    for (unsigned b = 0; b < message->n_blocks; b++) {
+        const VmfRamSaveBlock *own = &ram->save->blocks[b];
+        message->blocks[b] = (VmfBlockSummary){own->data, own->zero, own->hole, vmf_digest_table_total(own->digests)};
+    }
+}
+
+/* ---- handlers -------------------------------------------------------------------------------------------------------------- */
+
+static bool ram_prepare(void *opaque, GError **error)
+{
+    VmfRamSource *ram = opaque;
+    VmfGuest *guest = ram->session->guest;
+
+    if (vmf_guest_dirty_log(guest) || !vmf_guest_ops(guest)->is_running(vmf_guest_opaque(guest)))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "guest: it runs and has no dirty log: stop it first");
+    return false;
+}
+
+static bool ram_setup(void *opaque, VmfSaveStream *stream, GError **error)
+{
+    VmfRamSource *ram = opaque;
+
+    if (!vmf_ram_save_begin(ram->save, error))
+        return false;
+    ram->fanout = vmf_fanout_new(ram->save, ram->writers, ram->n_lanes, ram->epoch, error);
+    return ram->fanout != NULL;
+}
+
+static bool ram_iterate(void *opaque, VmfSaveStream *stream, GError **error)
+{
+    return vmf_fanout_round(((VmfRamSource *)opaque)->fanout, error);
+}
+
+static void ram_pending_estimate(void *opaque, VmfPending *pending)
+{
+    VmfRamSource *ram = opaque;
+
+    if (ram->save)
+        pending->precopy_bytes += vmf_ram_save_pending_bytes(ram->save) + vmf_flight_unacknowledged_bytes(ram->save->flight);
+}
+
+static bool ram_pending_exact(void *opaque, VmfPending *pending, GError **error)
+{
+    VmfRamSource *ram = opaque;
+
+    if (!vmf_ram_save_harvest(ram->save, error))
+        return false;
+    ram_pending_estimate(ram, pending);
+    return true;
+}
+
+static bool ram_complete(void *opaque, VmfSaveStream *stream, GError **error)
+{
+    VmfRamSource *ram = opaque;
+
+    return vmf_fanout_round(ram->fanout, error) && vmf_fanout_end_marks(ram->fanout, error);
+}
+
+static void ram_cleanup(void *opaque)
+{
+    VmfRamSource *ram = opaque;
+
+    g_clear_pointer(&ram->fanout, vmf_fanout_free);
+    if (ram->save)
+        vmf_ram_save_end(ram->save);
+}
+
+static const VmfSaveHandlers handlers = {
+    .size = sizeof(VmfSaveHandlers),
+    .save_prepare = ram_prepare,
+    .save_setup = ram_setup,
+    .save_iterate = ram_iterate,
+    .pending_estimate = ram_pending_estimate,
+    .pending_exact = ram_pending_exact,
+    .save_complete = ram_complete,
+    .save_cleanup = ram_cleanup,
+};
+
+const VmfSaveHandlers *vmf_ram_source_handlers(void)
+{
+    return &handlers;
+}

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "migration/return-path.h"
+
+#include <vmferry/error.h>
+
+#include "stream/channel.h"
+#include "stream/clock.h"
+
+#define EXPLAIN_NS (500 * VMF_NS_PER_MS)
+
+typedef struct {
+    VmfReturnPath *path;
+    VmfRecordReader *reader;
+    unsigned lane;
+    pthread_t thread;
+    bool started;
+} Reader;
+
+struct VmfReturnPath {
+    VmfSession *session;
+    VmfRamSource *ram;
+    VmfStreamFormat format;
+    Reader main;
+    GPtrArray *lanes; /* Reader */
+    GQueue messages;  /* VmfReturnMessage; under the session's lock */
+    GError *failure;  /* likewise */
+    _Atomic uint64_t rtt_ns;
+};
+
+static void lane_free(void *p)
+{
+    Reader *reader = p;
+
+    if (reader->started)
+        pthread_join(reader->thread, NULL);
+    vmf_record_reader_free(reader->reader);
+    g_free(reader);
+}
+
+VmfReturnPath *vmf_return_path_new(VmfSession *session, VmfChannel *main, VmfStreamFormat format, VmfRamSource *ram)
+{
+    VmfReturnPath *path = g_new0(VmfReturnPath, 1);
+
+    path->session = session;
+    path->ram = ram;
+    path->format = format;
+    path->main = (Reader){.path = path, .reader = vmf_record_reader_new(main, format)};
+    path->lanes = g_ptr_array_new_with_free_func(lane_free);
+    g_queue_init(&path->messages);
+    return path;
+}
+
+static void message_free(void *p)
+{
+    vmf_return_message_clear(p);
+    g_free(p);
+}
+
+void vmf_return_path_free(VmfReturnPath *path)
+{
+    if (!path)
+        return;
+    if (path->main.started)
+        pthread_join(path->main.thread, NULL);
+    vmf_record_reader_free(path->main.reader);
+    g_ptr_array_unref(path->lanes);
+    g_queue_clear_full(&path->messages, message_free);
+    g_clear_error(&path->failure);
+    g_free(path);
+}
+
+void vmf_return_message_clear(VmfReturnMessage *message)
+{
+    g_clear_pointer(&message->body, g_bytes_unref);
+}
+
+/* Whoever waits for room or for an answer has to know at once. */
+static void fail(VmfReturnPath *path, GError *error)
+{
+    VmfSession *session = path->session;
+
+    pthread_mutex_lock(&session->lock);
+    if (path->failure)
+        g_error_free(error);
+    else
+        path->failure = error;
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+    if (path->ram->save)
+        vmf_flight_close(path->ram->save->flight);
+}
+
+static bool take_failed(VmfReturnPath *path, const VmfRecord *record, GError **error)
+{
+    g_autofree char *id = NULL, *text = NULL;
+
+    if (vmf_complaint_decode(record, path->format.swap, NULL, &id, &text, error))
+        g_set_error(error, VMF_ERROR, VMF_ERROR_PEER, "target: %s: %s", id, text);
+    return false;
+}
+
+static bool take_pong(VmfReturnPath *path, const VmfRecord *record, GError **error)
+{
+    uint64_t cookie, now = (uint64_t)vmf_now_ns(), best = atomic_load(&path->rtt_ns);
+
+    if (!vmf_u64_decode(record, path->format.swap, &cookie, error))
+        return false;
+    if (cookie < now && (best == 0 || now - cookie < best)) {
+        atomic_store(&path->rtt_ns, now - cookie);
+        if (path->ram->save)
+            vmf_flight_set_rtt(path->ram->save->flight, now - cookie);
+    }
+    return true;
+}
+
+/* A version 2 source does not wait for a verdict: one that comes later refuses. */
+static bool take_refusal(VmfReturnPath *path, const VmfRecord *record, GError **error)
+{
+    VmfVerdict verdict;
+
+    if (!vmf_verdict_decode(record, path->format.swap, &verdict, error))
+        return false;
+    if (verdict.accepted) {
+        vmf_record_set_order_error(error, record->type, "twice");
+    } else {
+        vmf_session_set_incompatibilities(path->session, verdict.texts);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_INCOMPATIBLE, "target: refuses: %s", verdict.texts[0]);
+    }
+    vmf_verdict_clear(&verdict);
+    return false;
+}
+
+static bool take_message(VmfReturnPath *path, const VmfRecord *record)
+{
+    VmfReturnMessage *message = g_new0(VmfReturnMessage, 1);
+
+    *message = (VmfReturnMessage){record->type, g_bytes_new(record->body, record->checked)};
+    pthread_mutex_lock(&path->session->lock);
+    g_queue_push_tail(&path->messages, message);
+    pthread_cond_broadcast(&path->session->changed);
+    pthread_mutex_unlock(&path->session->lock);
+    return true;
+}
+
+static bool take(VmfReturnPath *path, const VmfRecord *record, GError **error)
+{
+    switch (record->type) {
+    case VMF_RECORD_ACK:
+        if (path->ram->save && path->lanes->len == 0)
+            return vmf_ram_source_acknowledged(path->ram, record, path->format.swap, 0, error);
+        break;
+    case VMF_RECORD_VERDICT:
+        return take_refusal(path, record, error);
+    case VMF_RECORD_PONG:
+        return take_pong(path, record, error);
+    case VMF_RECORD_FAILED:
+        return take_failed(path, record, error);
+    case VMF_RECORD_READY:
+    case VMF_RECORD_REFUSED:
+    case VMF_RECORD_RUNNING:
+    case VMF_RECORD_NEVER:
+    case VMF_RECORD_REPORT:
+        return take_message(path, record);
+    }
+    vmf_record_set_order_error(error, record->type, "on the return path");
+    return false;
+}
+
+/* Reads a record that is known or mandatory, passing over the others. */
+static bool read_record(VmfRecordReader *reader, VmfRecord *record, GError **error)
+{
+    do {
+        if (!vmf_record_read(reader, record, error))
+            return false;
+        if (reader->payload_left > 0 && !vmf_record_skip_payload(reader, record->length, error))
+            return false;
+    } while (!vmf_record_name(record->type) && record->type & VMF_RECORD_OPTIONAL);
+    return true;
+}
+
+static void *main_thread(void *opaque)
+{
+    VmfReturnPath *path = opaque;
+    GError *error = NULL;
+    VmfRecord record;
+
+    while (!error && read_record(path->main.reader, &record, &error))
+        take(path, &record, &error);
+    fail(path, error);
+    return NULL;
+}
+
+bool vmf_return_path_read_verdict(VmfReturnPath *path, VmfVerdict *verdict, GError **error)
+{
+    VmfRecord record;
+
+    if (!read_record(path->main.reader, &record, error))
+        return false;
+    if (record.type == VMF_RECORD_VERDICT)
+        return vmf_verdict_decode(&record, path->format.swap, verdict, error);
+    if (record.type == VMF_RECORD_FAILED)
+        return take_failed(path, &record, error);
+    vmf_record_set_order_error(error, record.type, "ahead of VERDICT");
+    return false;
+}
+
+bool vmf_return_path_start(VmfReturnPath *path, GError **error)
+{
+    int failed = pthread_create(&path->main.thread, NULL, main_thread, path);
+
+    path->main.started = failed == 0;
+    if (failed)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "return path: thread: %s", g_strerror(failed));
+    return failed == 0;
+}
+
+static void *lane_thread(void *opaque)
+{
+    Reader *reader = opaque;
+    GError *error = NULL;
+    VmfRecord record;
+
+    while (!error && read_record(reader->reader, &record, &error)) {
+        if (record.type == VMF_RECORD_ACK)
+            vmf_ram_source_acknowledged(reader->path->ram, &record, reader->path->format.swap, reader->lane, &error);
+        else
+            vmf_record_set_order_error(&error, record.type, "on the return path of a page channel");
+    }
+    /* The end of a page channel by itself is no news: the main channel says why, or the write that follows does. */
+    if (!g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT)) {
+        g_prefix_error(&error, "page channel %u: ", reader->lane);
+        fail(reader->path, g_steal_pointer(&error));
+    } else {
+        vmf_flight_close(reader->path->ram->save->flight);
+    }
+    g_clear_error(&error);
+    return NULL;
+}
+
+bool vmf_return_path_join(VmfReturnPath *path, VmfChannel *channel, unsigned lane, int64_t deadline_ns, GError **error)
+{
+    Reader *reader = g_new0(Reader, 1);
+    VmfRecord record;
+
+    *reader = (Reader){.path = path, .lane = lane, .reader = vmf_record_reader_new(channel, path->format)};
+    g_ptr_array_add(path->lanes, reader);
+    int ready = vmf_channel_wait_readable(channel, MAX(deadline_ns - vmf_now_ns(), 0), error);
+    if (ready == 0)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_TIMEOUT, "page channel %u: handshake: the target does not answer", lane);
+    if (ready <= 0)
+        return false;
+    if (!read_record(reader->reader, &record, error))
+        return false;
+    if (record.type != VMF_RECORD_ACK) {
+        vmf_record_set_order_error(error, record.type, "ahead of the first ACK");
+        return false;
+    }
+    int failed = pthread_create(&reader->thread, NULL, lane_thread, reader);
+    reader->started = failed == 0;
+    if (failed)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "page channel %u: thread: %s", lane, g_strerror(failed));
+    return failed == 0;
+}
+
+bool vmf_return_path_next(VmfReturnPath *path, int64_t deadline_ns, bool cancellable, VmfReturnMessage *message, GError **error)
+{
+    VmfSession *session = path->session;
+    bool late = false;
+
+    pthread_mutex_lock(&session->lock);
+    while (g_queue_is_empty(&path->messages) && !path->failure && !late && !(cancellable && vmf_session_is_cancelled(session)))
+        late = !vmf_session_wait_locked(session, deadline_ns);
+    VmfReturnMessage *next = g_queue_pop_head(&path->messages);
+    GError *failure = path->failure ? g_error_copy(path->failure) : NULL;
+    pthread_mutex_unlock(&session->lock);
+    if (next) {
+        *message = *next;
+        g_free(next);
+        g_clear_error(&failure);
+        return true;
+    }
+    if (failure)
+        g_propagate_error(error, failure);
+    else if (!late)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "migration: cancelled");
+    else
+        g_set_error(error, VMF_ERROR, VMF_ERROR_TIMEOUT, "target: does not answer in time");
+    return false;
+}
+
+void vmf_return_path_explain(VmfReturnPath *path, GError **error)
+{
+    VmfSession *session = path->session;
+    int64_t deadline = vmf_now_ns() + EXPLAIN_NS;
+
+    if (!path->main.started || vmf_session_is_cancelled(session))
+        return;
+    pthread_mutex_lock(&session->lock);
+    while (!path->failure && vmf_session_wait_locked(session, deadline))
+        ;
+    GError *failure = path->failure ? g_error_copy(path->failure) : NULL;
+    pthread_mutex_unlock(&session->lock);
+    if (!failure)
+        return;
+    g_clear_error(error);
+    g_propagate_error(error, failure);
+}
+
+uint64_t vmf_return_path_rtt_ns(VmfReturnPath *path)
+{
+    return atomic_load(&path->rtt_ns);
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the target says: a thread that reads the main channel's other direction, and acknowledgements' threads for the page channels.
+ * The first thing that goes wrong on any of them is kept as the peer's failure: it says more than the broken write that follows it.
+ */
+#ifndef MIGRATION_RETURN_PATH_H
+#define MIGRATION_RETURN_PATH_H
+
+#include "migration/ram-source.h"
+#include "stream/message.h"
+
+typedef struct VmfReturnPath VmfReturnPath;
+
+/* @main, @ram and the session outlive it. Starts nothing yet. */
+VmfReturnPath *vmf_return_path_new(VmfSession *session, VmfChannel *main, VmfStreamFormat format, VmfRamSource *ram);
+/* Joins all threads: the channels have been shut down. */
+void vmf_return_path_free(VmfReturnPath *path);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfReturnPath, vmf_return_path_free)
+
+/* Reads VERDICT, on the caller's thread, before start. */
+bool vmf_return_path_read_verdict(VmfReturnPath *path, VmfVerdict *verdict, GError **error);
+bool vmf_return_path_start(VmfReturnPath *path, GError **error);
+/* Reads the acknowledgements of page channel @lane from @channel, beginning with the one that joins it (on the caller's thread). */
+bool vmf_return_path_join(VmfReturnPath *path, VmfChannel *channel, unsigned lane, int64_t deadline_ns, GError **error);
+
+typedef struct {
+    uint32_t type; /* READY, REFUSED, RUNNING, NEVER or REPORT */
+    GBytes *body;
+} VmfReturnMessage;
+void vmf_return_message_clear(VmfReturnMessage *message);
+
+/*
+ * The next message. Otherwise VMF_ERROR_TIMEOUT, the peer's failure, or (if @cancellable) VMF_ERROR_CANCELLED.
+ */
+bool vmf_return_path_next(VmfReturnPath *path, int64_t deadline_ns, bool cancellable, VmfReturnMessage *message, GError **error);
+
+/* Replaces *@error, which a call on a channel set, by the peer's failure if there is one (waiting a moment for it to arrive). */
+void vmf_return_path_explain(VmfReturnPath *path, GError **error);
+
+/* Smallest round trip seen, 0: none yet. */
+uint64_t vmf_return_path_rtt_ns(VmfReturnPath *path);
+
+#endif

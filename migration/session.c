@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "migration/session.h"
+
+#include <vmferry/error.h>
+
+#include "migration/ops.h"
+#include "migration/parameters.h"
+#include "stream/channel.h"
+#include "stream/clock.h"
+
+static VmfSession *session_new(VmfGuest *guest, const VmfParameters *parameters, const VmfSessionOps *ops, void *opaque)
+{
+    VmfSession *session = g_new0(VmfSession, 1);
+    pthread_condattr_t attributes;
+
+    session->guest = guest;
+    if (vmf_parameters_copy(&session->parameters, parameters, &session->parameters_error)) {
+        session->host_name = g_strdup(session->parameters.host_name);
+        session->parameters.host_name = session->host_name;
+    }
+    if (ops)
+        vmf_ops_copy(&session->ops, sizeof(session->ops), ops, sizeof(size_t));
+    session->opaque = opaque;
+    session->max_bandwidth = session->parameters.max_bandwidth;
+    session->downtime_limit_ns = session->parameters.downtime_limit_ns;
+    session->rate = vmf_rate_limit_new(session->parameters.max_bandwidth);
+    session->channels = g_ptr_array_new();
+    session->statistics.page_size = 4096;
+    pthread_mutex_init(&session->lock, NULL);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&session->changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    return session;
+}
+
+VmfSession *vmf_session_new_source(VmfGuest *guest, VmfConnector *connector, const VmfParameters *parameters,
+                                   const VmfSessionOps *ops, void *opaque)
+{
+    VmfSession *session = session_new(guest, parameters, ops, opaque);
+
+    session->is_source = true;
+    session->connector = connector;
+    return session;
+}
+
+VmfSession *vmf_session_new_target(VmfGuest *guest, VmfListener *listener, const VmfParameters *parameters,
+                                   const VmfSessionOps *ops, void *opaque)
+{
+    VmfSession *session = session_new(guest, parameters, ops, opaque);
+
+    session->listener = listener;
+    return session;
+}
+
+void vmf_session_free(VmfSession *session)
+{
+    if (!session)
+        return;
+    vmf_rate_limit_unref(session->rate);
+    g_ptr_array_unref(session->channels);
+    g_strfreev(session->incompatibilities);
+    g_clear_error(&session->parameters_error);
+    g_free(session->host_name);
+    pthread_cond_destroy(&session->changed);
+    pthread_mutex_destroy(&session->lock);
+    g_free(session);
+}
+
+bool vmf_session_run(VmfSession *session, GError **error)
+{
+    if (vmf_session_status(session) != VMF_STATUS_NONE) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "session: run: a session runs once");
+        return false;
+    }
+    if (session->parameters_error) {
+        g_propagate_error(error, g_error_copy(session->parameters_error));
+        vmf_session_set_status(session, VMF_STATUS_SETUP);
+        vmf_session_set_status(session, VMF_STATUS_FAILED);
+        return false;
+    }
+    return session->is_source ? vmf_source_run(session, error) : vmf_target_run(session, error);
+}
+
+/* ---- status ---------------------------------------------------------------------------------------------------------------- */
+
+static VmfOutcome outcome_of(VmfStatus status, VmfOutcome outcome)
+{
+    if (outcome != VMF_OUTCOME_NONE)
+        return outcome;
+    switch (status) {
+    case VMF_STATUS_COMPLETED:
+        return VMF_OUTCOME_COMPLETED;
+    case VMF_STATUS_FAILED:
+        return VMF_OUTCOME_FAILED;
+    case VMF_STATUS_CANCELLED:
+        return VMF_OUTCOME_CANCELLED;
+    default:
+        return VMF_OUTCOME_NONE;
+    }
+}
+
+void vmf_session_set_status(VmfSession *session, VmfStatus status)
+{
+    pthread_mutex_lock(&session->lock);
+    g_assert(vmf_status_may(session->statistics.status, status));
+    session->statistics.status = status;
+    session->statistics.outcome = outcome_of(status, session->statistics.outcome);
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+    if (session->ops.status_changed)
+        session->ops.status_changed(session->opaque, status);
+}
+
+VmfStatus vmf_session_status(VmfSession *session)
+{
+    pthread_mutex_lock(&session->lock);
+    VmfStatus status = session->statistics.status;
+    pthread_mutex_unlock(&session->lock);
+    return status;
+}
+
+void vmf_session_event(VmfSession *session, const char *id, const char *format, ...)
+{
+    va_list arguments;
+
+    if (!session->ops.event)
+        return;
+    va_start(arguments, format);
+    g_autofree char *text = g_strdup_vprintf(format, arguments);
+    va_end(arguments);
+    session->ops.event(session->opaque, id, text);
+}
+
+void vmf_session_get_statistics(VmfSession *session, VmfStatistics *out)
+{
+    size_t size = out->size;
+
+    pthread_mutex_lock(&session->lock);
+    if (session->gather)
+        session->gather(session->gather_opaque, &session->statistics);
+    memcpy(out, &session->statistics, MIN(size, sizeof(*out)));
+    pthread_mutex_unlock(&session->lock);
+    out->size = size;
+}
+
+char **vmf_session_incompatibilities(VmfSession *session)
+{
+    pthread_mutex_lock(&session->lock);
+    char **texts = session->incompatibilities ? g_strdupv(session->incompatibilities) : g_new0(char *, 1);
+    pthread_mutex_unlock(&session->lock);
+    return texts;
+}
+
+void vmf_session_set_incompatibilities(VmfSession *session, char **texts)
+{
+    pthread_mutex_lock(&session->lock);
+    g_strfreev(session->incompatibilities);
+    session->incompatibilities = g_strdupv(texts);
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* ---- from outside ---------------------------------------------------------------------------------------------------------- */
+
+bool vmf_session_is_cancelled(VmfSession *session)
+{
+    return atomic_load(&session->cancelled);
+}
+
+bool vmf_session_check_cancelled(VmfSession *session, GError **error)
+{
+    if (!vmf_session_is_cancelled(session))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "migration: cancelled");
+    return false;
+}
+
+bool vmf_session_wait_locked(VmfSession *session, int64_t deadline_ns)
+{
+    struct timespec until = {deadline_ns / VMF_NS_PER_S, deadline_ns % VMF_NS_PER_S};
+
+    return pthread_cond_timedwait(&session->changed, &session->lock, &until) == 0;
+}
+
+/*
+ * Before the offer there is nothing to tell the target that a closed channel does not say, so everything that waits is woken by
+ * shutting the channels down. From the offer on the session's thread answers itself: it has to send ABORT, or to wait for the
+ * target's word.
+ */
+void vmf_session_cancel(VmfSession *session)
+{
+    pthread_mutex_lock(&session->lock);
+    atomic_store(&session->cancelled, true);
+    if (!atomic_load(&session->offered))
+        for (guint i = 0; i < session->channels->len; i++)
+            vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+    if (session->listener)
+        vmf_listener_shutdown(session->listener);
+}
+
+bool vmf_session_continue(VmfSession *session, GError **error)
+{
+    pthread_mutex_lock(&session->lock);
+    bool waiting = session->statistics.status == VMF_STATUS_PRE_SWITCHOVER;
+    session->may_continue |= waiting;
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+    if (!waiting)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "migration: continue: it does not wait before the switchover");
+    return waiting;
+}
+
+void vmf_session_set_max_bandwidth(VmfSession *session, uint64_t bytes_per_second)
+{
+    atomic_store(&session->max_bandwidth, bytes_per_second);
+    if (vmf_session_status(session) != VMF_STATUS_DEVICE)
+        vmf_rate_limit_set(session->rate, bytes_per_second);
+}
+
+void vmf_session_set_downtime_limit(VmfSession *session, uint64_t downtime_limit_ns)
+{
+    atomic_store(&session->downtime_limit_ns, downtime_limit_ns);
+    pthread_mutex_lock(&session->lock);
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* ---- channels -------------------------------------------------------------------------------------------------------------- */
+
+void vmf_session_add_channel(VmfSession *session, VmfChannel *channel)
+{
+    pthread_mutex_lock(&session->lock);
+    g_ptr_array_add(session->channels, channel);
+    if (vmf_session_is_cancelled(session))
+        vmf_channel_shutdown(channel);
+    pthread_mutex_unlock(&session->lock);
+}
+
+void vmf_session_remove_channel(VmfSession *session, VmfChannel *channel)
+{
+    pthread_mutex_lock(&session->lock);
+    g_ptr_array_remove_fast(session->channels, channel);
+    pthread_mutex_unlock(&session->lock);
+}
+
+void vmf_session_shutdown_channels(VmfSession *session)
+{
+    pthread_mutex_lock(&session->lock);
+    for (guint i = 0; i < session->channels->len; i++)
+        vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
+    pthread_mutex_unlock(&session->lock);
+}
+
+bool vmf_session_fault(VmfSession *session, const char *point, GError **error)
+{
+    if (!session->parameters.fault || !session->parameters.fault(session->parameters.fault_opaque, point))
+        return true;
+    vmf_session_shutdown_channels(session);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_INTERNAL, "fault point %s", point);
+    return false;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The source's side of one migration, shared by its phases: source.c (set-up), precopy.c (rounds), switchover.c (handover). */
+#ifndef MIGRATION_SOURCE_H
+#define MIGRATION_SOURCE_H
+
+#include "migration/compatibility.h"
+#include "migration/handover.h"
+#include "migration/return-path.h"
+
+typedef struct {
+    VmfChannel *channel; /* the outermost filter; owned */
+    VmfChannel *count;   /* a filter within it */
+    VmfRecordWriter *writer;
+} VmfSourceChannel;
+
+typedef struct {
+    VmfSession *session;
+    VmfStreamFormat format;
+    GArray *owners;
+    VmfRamSource ram;
+    VmfStaticData *static_data;
+    VmfSourceChannel main;
+    GPtrArray *pages; /* VmfSourceChannel */
+    VmfReturnPath *return_path; /* NULL: one-way */
+    XXH3_state_t *device_sum;
+    uint64_t static_sum;
+    uint64_t features;   /* in force */
+    uint32_t channels_allowed;
+    uint8_t token[VMF_TOKEN_SIZE];
+
+    VmfSourceState state;
+    bool was_running;    /* the guest ran when it was stopped */
+    bool killed;         /* a fault point: nothing is put right any more */
+    bool logging;        /* save_setup was reached */
+    int64_t begun_ns;    /* accepted */
+    int64_t stopped_ns;  /* the stop was asked for */
+    unsigned throttle_percent;
+    uint64_t sent_before_round;
+} VmfSource;
+
+static inline const VmfGuestOps *vmf_source_guest_ops(const VmfSource *source)
+{
+    return vmf_guest_ops(source->session->guest);
+}
+
+/* The live rounds, until the policy says stop. */
+bool vmf_source_precopy(VmfSource *source, GError **error);
+/* Slows the guest, or lets it go. */
+void vmf_source_throttle(VmfSource *source, unsigned percent);
+/* Asks every owner what is left. @exact: after gathering what is new. */
+bool vmf_source_pending(VmfSource *source, bool exact, VmfPending *pending, GError **error);
+
+/*
+ * From the stop to the end. False: `state` says where the guest is (BACK: here and as it was; HELD: nobody knows).
+ */
+bool vmf_source_switchover(VmfSource *source, GError **error);
+
+/* A channel's failure, in the peer's words where it said some. Returns false. */
+bool vmf_source_explain(VmfSource *source, GError **error);
+
+#endif

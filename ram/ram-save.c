@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "ram/ram-save.h"
+
+#include <vmferry/error.h>
+
+#include <inttypes.h>
+
+#include "ram/audit.h"
+#include "ram/block.h"
+#include "ram/occupancy.h"
+#include "stream/clock.h"
+
+static bool block_init(VmfRamSaveBlock *own, VmfRamBlock *block, GError **error)
+{
+    own->block = block;
+    own->dirty = vmf_dirty_bitmap_new(vmf_ram_block_n_pages(block), error);
+    if (!own->dirty)
+        return false;
+    own->digests = vmf_digest_table_new(vmf_ram_block_n_pages(block), error);
+    return own->digests != NULL;
+}
+
+VmfRamSave *vmf_ram_save_new(VmfRamBlock *const *blocks, unsigned n_blocks, const VmfRamSaveConfig *config, GError **error)
+{
+    g_autoptr(VmfRamSave) save = g_new0(VmfRamSave, 1);
+    g_autofree uint64_t *n_chunks = g_new0(uint64_t, n_blocks + 1);
+
+    save->config = *config;
+    save->scan = vmf_page_scan_select();
+    save->suspects = g_array_new(false, false, sizeof(VmfChunkId));
+    save->mended = g_array_new(false, false, sizeof(VmfChunkId));
+    pthread_mutex_init(&save->lock, NULL);
+    save->blocks = g_new0(VmfRamSaveBlock, n_blocks);
+    save->n_blocks = n_blocks;
+    for (unsigned b = 0; b < n_blocks; b++) {
+        n_chunks[b] = vmf_ram_block_n_chunks(blocks[b]);
+        if (!block_init(&save->blocks[b], blocks[b], error))
+            return NULL;
+    }
+    save->flight = vmf_flight_new(config->n_lanes, n_blocks, n_chunks, config->acknowledged, error);
+    return save->flight ? g_steal_pointer(&save) : NULL;
+}
+
+void vmf_ram_save_free(VmfRamSave *save)
+{
+    if (!save)
+        return;
+    vmf_ram_save_end(save);
+    for (unsigned b = 0; b < save->n_blocks; b++) {
+        vmf_dirty_bitmap_free(save->blocks[b].dirty);
+        vmf_digest_table_free(save->blocks[b].digests);
+    }
+    g_free(save->blocks);
+    vmf_flight_free(save->flight);
+    g_array_unref(save->suspects);
+    g_array_unref(save->mended);
+    pthread_mutex_destroy(&save->lock);
+    g_free(save);
+}
+
+/* The log first: a page that is first touched after the scan is then in the log. */
+bool vmf_ram_save_begin(VmfRamSave *save, GError **error)
+{
+    if (save->config.log) {
+        if (!save->config.log->start(save->config.log_opaque, error)) {
+            g_prefix_error(error, "dirty log %s: ", save->config.log->name);
+            return false;
+        }
+        save->log_started = true;
+    }
+    save->harvested_at_ns = (uint64_t)vmf_now_ns();
+    for (unsigned b = 0; b < save->n_blocks; b++) {
+        VmfRamSaveBlock *own = &save->blocks[b];
+        if (vmf_ram_block_flags(own->block) & VMF_RAM_ROM)
+            vmf_dirty_bitmap_set_range(own->dirty, 0, vmf_ram_block_n_pages(own->block));
+        else if (!vmf_occupancy_scan(own->block, own->dirty, error))
+            return false;
+    }
+    return true;
+}
+
+void vmf_ram_save_end(VmfRamSave *save)
+{
+    if (save->log_started)
+        save->config.log->stop(save->config.log_opaque);
+    save->log_started = false;
+}
+
+static void report(void *opaque, uint64_t first_word, const uint64_t *words, size_t n_words)
+{
+    VmfRamSaveBlock *own = opaque;
+
+    vmf_dirty_bitmap_or_words(own->dirty, first_word, words, n_words);
+}
+
+static bool harvest_log(VmfRamSave *save, GError **error)
+{
+    uint64_t before = vmf_ram_save_pending_bytes(save);
+
+    if (!save->log_started)
+        return true;
+    for (unsigned b = 0; b < save->n_blocks; b++)
+        if (!save->config.log->harvest(save->config.log_opaque, b, report, &save->blocks[b], error)) {
+            g_prefix_error(error, "dirty log %s: RAM block %s: ", save->config.log->name,
+                           vmf_ram_block_name(save->blocks[b].block));
+            return false;
+        }
+    uint64_t now = (uint64_t)vmf_now_ns(), elapsed = MAX(now - save->harvested_at_ns, 1);
+    uint64_t gained = vmf_ram_save_pending_bytes(save) - before;
+    save->harvested_at_ns = now;
+    atomic_store(&save->dirty_bytes_per_second, (uint64_t)((double)gained * 1e9 / (double)elapsed));
+    return true;
+}
+
+static bool contains(const GArray *list, VmfChunkId id)
+{
+    for (guint i = 0; i < list->len; i++) {
+        const VmfChunkId *at = &g_array_index(list, VmfChunkId, i);
+        if (at->block == id.block && at->chunk == id.chunk)
+            return true;
+    }
+    return false;
+}
+
+static char *name_chunk(const VmfRamSave *save, VmfChunkId id)
+{
+    uint64_t first;
+    unsigned n = vmf_ram_block_chunk_pages(save->blocks[id.block].block, id.chunk, &first);
+
+    return g_strdup_printf("RAM block %s: pages %" PRIu64 " to %" PRIu64, vmf_ram_block_name(save->blocks[id.block].block), first,
+                           first + n - 1);
+}
+
+/* The chunk is clean and still differs from the target's: nothing the guest did explains it. */
+static bool mend(VmfRamSave *save, VmfChunkId id, GError **error)
+{
+    g_autofree char *name = name_chunk(save, id);
+    uint64_t first;
+    unsigned n = vmf_ram_block_chunk_pages(save->blocks[id.block].block, id.chunk, &first);
+
+    if (contains(save->mended, id)) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RAM_SUM, "%s: sum at the target differs a second time", name);
+        return false;
+    }
+    g_array_append_val(save->mended, id);
+    save->chunks_mended++;
+    vmf_dirty_bitmap_set_range(save->blocks[id.block].dirty, first, n);
+    if (save->config.mended) {
+        g_autofree char *text = g_strdup_printf("%s: sum at the target differs, sent again", name);
+        save->config.mended(save->config.opaque, text);
+    }
+    return true;
+}
+
+static bool judge_suspects(VmfRamSave *save, GError **error)
+{
+    bool good = true;
+    VmfPageSet dirty;
+
+    pthread_mutex_lock(&save->lock);
+    g_autoptr(GArray) suspects = save->suspects;
+    save->suspects = g_array_new(false, false, sizeof(VmfChunkId));
+    pthread_mutex_unlock(&save->lock);
+    for (guint i = 0; good && i < suspects->len; i++) {
+        VmfChunkId id = g_array_index(suspects, VmfChunkId, i);
+        if (vmf_dirty_bitmap_peek_chunk(save->blocks[id.block].dirty, id.chunk, &dirty) == 0)
+            good = mend(save, id, error);
+    }
+    return good;
+}
+
+bool vmf_ram_save_harvest(VmfRamSave *save, GError **error)
+{
+    return harvest_log(save, error) && judge_suspects(save, error);
+}
+
+uint64_t vmf_ram_save_pending_bytes(const VmfRamSave *save)
+{
+    uint64_t pages = 0;
+
+    for (unsigned b = 0; b < save->n_blocks; b++)
+        pages += vmf_dirty_bitmap_count(save->blocks[b].dirty);
+    return pages * VMF_PAGE_SIZE;
+}
+
+bool vmf_ram_save_check_counts(const VmfRamSave *save, GError **error)
+{
+    for (unsigned b = 0; b < save->n_blocks; b++) {
+        const VmfRamSaveBlock *own = &save->blocks[b];
+        uint64_t sum = own->data + own->zero + own->hole;
+        if (sum == vmf_ram_block_n_pages(own->block))
+            continue;
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RAM_COUNTS,
+                    "RAM block %s: %" PRIu64 " data, %" PRIu64 " zero and %" PRIu64 " hole pages are not its %" PRIu64,
+                    vmf_ram_block_name(own->block), own->data, own->zero, own->hole, vmf_ram_block_n_pages(own->block));
+        return false;
+    }
+    return true;
+}
+
+/*
+ * A page that the guest wrote while it was sent differs, is dirty, and will be sent again: only the next harvest can tell that from
+ * damage, so the chunk is noted here and judged there.
+ */
+void vmf_ram_save_compare(void *opaque, VmfChunkId id, uint64_t sum)
+{
+    VmfRamSave *save = opaque;
+
+    bool differs = vmf_digest_table_chunk_sum(save->blocks[id.block].digests, id.chunk) != sum;
+    pthread_mutex_lock(&save->lock);
+    for (guint i = 0; i < save->suspects->len; i++) {
+        const VmfChunkId *at = &g_array_index(save->suspects, VmfChunkId, i);
+        if (at->block == id.block && at->chunk == id.chunk) {
+            g_array_remove_index_fast(save->suspects, i);
+            break;
+        }
+    }
+    if (differs)
+        g_array_append_val(save->suspects, id);
+    pthread_mutex_unlock(&save->lock);
+}
+
+char *vmf_ram_save_name_suspect(VmfRamSave *save)
+{
+    pthread_mutex_lock(&save->lock);
+    char *name = save->suspects->len ? name_chunk(save, g_array_index(save->suspects, VmfChunkId, 0)) : NULL;
+    pthread_mutex_unlock(&save->lock);
+    return name;
+}
+
+bool vmf_ram_save_audit(VmfRamSave *save, VmfVerifyResult *result, char **text, const _Atomic bool *cancel, GError **error)
+{
+    g_autofree VmfAuditBlock *blocks = g_new0(VmfAuditBlock, save->n_blocks + 1);
+
+    *text = NULL;
+    for (unsigned b = 0; b < save->n_blocks; b++)
+        blocks[b] = (VmfAuditBlock){save->blocks[b].block, save->blocks[b].digests};
+    if (!vmf_audit_run(blocks, save->n_blocks, save->scan, result, cancel, error))
+        return false;
+    if (result->pages_different > 0)
+        *text = vmf_audit_describe(blocks, result);
+    return true;
+}

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "stream/message.h"
+
+#include <vmferry/error.h>
+
+static VmfPack begin(const VmfRecordWriter *writer)
+{
+    return (VmfPack){g_byte_array_new(), writer->format.swap};
+}
+
+/* Ends a body that begin() began: sends it, or queues it, and frees it. */
+static bool end(VmfRecordWriter *writer, uint32_t type, VmfPack *pack, bool flush, GError **error)
+{
+    bool done = flush ? vmf_record_write(writer, type, pack->bytes->data, pack->bytes->len, error)
+                      : vmf_record_queue(writer, type, pack->bytes->data, pack->bytes->len, error);
+
+    g_byte_array_unref(pack->bytes);
+    return done;
+}
+
+static VmfUnpack unpack_of(const VmfRecord *record, bool swap)
+{
+    return vmf_unpack_begin(record->body, record->checked, swap);
+}
+
+static bool finished(const VmfUnpack *unpack, const VmfRecord *record, GError **error)
+{
+    if (vmf_unpack_done(unpack))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record %s: body of %u octets does not fit its fields",
+                vmf_record_name(record->type), record->length);
+    return false;
+}
+
+static void unpack_token(VmfUnpack *unpack, uint8_t token[16])
+{
+    const uint8_t *at = vmf_unpack_bytes(unpack, 16);
+
+    if (at)
+        memcpy(token, at, 16);
+}
+
+bool vmf_empty_check(const VmfRecord *record, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, false);
+    return finished(&unpack, record, error);
+}
+
+/* ---- VERDICT --------------------------------------------------------------------------------------------------------------- */
+
+void vmf_verdict_clear(VmfVerdict *verdict)
+{
+    g_clear_pointer(&verdict->texts, g_strfreev);
+}
+
+bool vmf_verdict_send(VmfRecordWriter *writer, const VmfVerdict *verdict, GError **error)
+{
+    VmfPack pack = begin(writer);
+    uint32_t count = MIN(verdict->texts ? g_strv_length(verdict->texts) : 0, VMF_VERDICT_TEXTS_MAX);
+
+    vmf_pack_u32(&pack, verdict->accepted ? 0 : 1);
+    vmf_pack_u32(&pack, count);
+    vmf_pack_u64(&pack, verdict->features);
+    vmf_pack_u32(&pack, verdict->page_channels);
+    vmf_pack_u32(&pack, 0);
+    for (uint32_t i = 0; i < count; i++) {
+        g_autofree char *text = g_utf8_make_valid(verdict->texts[i], (gssize)strnlen(verdict->texts[i], VMF_VERDICT_TEXT_MAX - 8));
+        size_t length = MIN(strlen(text), VMF_VERDICT_TEXT_MAX);
+        vmf_pack_u16(&pack, (uint16_t)length);
+        vmf_pack_bytes(&pack, text, length);
+    }
+    return end(writer, VMF_RECORD_VERDICT, &pack, true, error);
+}
+
+bool vmf_verdict_decode(const VmfRecord *record, bool swap, VmfVerdict *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+    uint32_t verdict = vmf_unpack_u32(&unpack);
+    uint32_t count = vmf_unpack_u32(&unpack);
+
+    *out = (VmfVerdict){.accepted = verdict == 0, .features = vmf_unpack_u64(&unpack), .page_channels = vmf_unpack_u32(&unpack)};
+    vmf_unpack_zero(&unpack, 4);
+    unpack.failed |= verdict > 1 || count > VMF_VERDICT_TEXTS_MAX || (verdict == 1) != (count > 0);
+    g_autoptr(GPtrArray) texts = g_ptr_array_new_with_free_func(g_free);
+    for (uint32_t i = 0; i < count && !unpack.failed; i++) {
+        uint16_t length = vmf_unpack_u16(&unpack);
+        unpack.failed |= length < 1 || length > VMF_VERDICT_TEXT_MAX;
+        char *text = vmf_unpack_string(&unpack, length);
+        if (text)
+            g_ptr_array_add(texts, text);
+    }
+    if (!finished(&unpack, record, error))
+        return false;
+    g_ptr_array_add(texts, NULL);
+    out->texts = (char **)g_ptr_array_free(g_steal_pointer(&texts), false);
+    return true;
+}
+
+/* ---- pages ----------------------------------------------------------------------------------------------------------------- */
+
+bool vmf_page_channels_queue(VmfRecordWriter *writer, const VmfPageChannels *message, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_bytes(&pack, message->session, sizeof(message->session));
+    vmf_pack_u32(&pack, message->count);
+    vmf_pack_u32(&pack, message->epoch);
+    return end(writer, VMF_RECORD_PAGE_CHANNELS, &pack, false, error);
+}
+
+bool vmf_page_channels_decode(const VmfRecord *record, bool swap, VmfPageChannels *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    unpack_token(&unpack, out->session);
+    out->count = vmf_unpack_u32(&unpack);
+    out->epoch = vmf_unpack_u32(&unpack);
+    unpack.failed |= out->count > 64;
+    return finished(&unpack, record, error);
+}
+
+bool vmf_hint_queue(VmfRecordWriter *writer, const VmfHint *hint, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_u32(&pack, hint->block);
+    vmf_pack_u32(&pack, 0);
+    vmf_pack_u64(&pack, hint->chunk);
+    for (unsigned i = 0; i < VMF_WIRE_CHUNK_WORDS; i++)
+        vmf_pack_u64(&pack, hint->data[i]);
+    return end(writer, VMF_RECORD_HINT, &pack, false, error);
+}
+
+bool vmf_hint_decode(const VmfRecord *record, bool swap, VmfHint *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    out->block = vmf_unpack_u32(&unpack);
+    vmf_unpack_zero(&unpack, 4);
+    out->chunk = vmf_unpack_u64(&unpack);
+    for (unsigned i = 0; i < VMF_WIRE_CHUNK_WORDS; i++)
+        out->data[i] = vmf_unpack_u64(&unpack);
+    return finished(&unpack, record, error);
+}
+
+bool vmf_ack_send(VmfRecordWriter *writer, const VmfAck *ack, const VmfAckEntry *entries, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    g_assert(ack->n_entries <= VMF_ACK_ENTRIES_MAX);
+    vmf_pack_u32(&pack, ack->epoch);
+    vmf_pack_u32(&pack, ack->channel);
+    vmf_pack_u64(&pack, ack->sequence);
+    vmf_pack_u32(&pack, ack->n_entries);
+    vmf_pack_u32(&pack, 0);
+    for (uint32_t i = 0; i < ack->n_entries; i++) {
+        vmf_pack_u32(&pack, entries[i].block);
+        vmf_pack_u32(&pack, 0);
+        vmf_pack_u64(&pack, entries[i].chunk);
+        vmf_pack_u64(&pack, entries[i].sum);
+    }
+    return end(writer, VMF_RECORD_ACK, &pack, true, error);
+}
+
+bool vmf_ack_decode(const VmfRecord *record, bool swap, VmfAck *ack, GArray **entries, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    ack->epoch = vmf_unpack_u32(&unpack);
+    ack->channel = vmf_unpack_u32(&unpack);
+    ack->sequence = vmf_unpack_u64(&unpack);
+    ack->n_entries = vmf_unpack_u32(&unpack);
+    vmf_unpack_zero(&unpack, 4);
+    unpack.failed |= ack->n_entries > VMF_ACK_ENTRIES_MAX;
+    g_autoptr(GArray) list = g_array_new(false, false, sizeof(VmfAckEntry));
+    for (uint32_t i = 0; i < ack->n_entries && !unpack.failed; i++) {
+        VmfAckEntry entry = {.block = vmf_unpack_u32(&unpack)};
+        vmf_unpack_zero(&unpack, 4);
+        entry.chunk = vmf_unpack_u64(&unpack);
+        entry.sum = vmf_unpack_u64(&unpack);
+        g_array_append_val(list, entry);
+    }
+    if (!finished(&unpack, record, error))
+        return false;
+    *entries = g_steal_pointer(&list);
+    return true;
+}
+
+bool vmf_round_queue(VmfRecordWriter *writer, uint32_t round, uint64_t pending_bytes, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_u32(&pack, round);
+    vmf_pack_u32(&pack, 0);
+    vmf_pack_u64(&pack, pending_bytes);
+    return end(writer, VMF_RECORD_ROUND, &pack, false, error);
+}
+
+bool vmf_u64_send(VmfRecordWriter *writer, uint32_t type, uint64_t value, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_u64(&pack, value);
+    return end(writer, type, &pack, true, error);
+}
+
+bool vmf_u64_decode(const VmfRecord *record, bool swap, uint64_t *value, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    *value = vmf_unpack_u64(&unpack);
+    return finished(&unpack, record, error);
+}
+
+/* ---- state ----------------------------------------------------------------------------------------------------------------- */
+
+bool vmf_section_queue(VmfRecordWriter *writer, const VmfSection *section, XXH3_state_t *sum, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    g_assert(section->length <= VMF_SECTION_CONTENT_MAX);
+    vmf_pack_u32(&pack, section->id);
+    vmf_pack_u32(&pack, section->flags);
+    vmf_pack_u32(&pack, section->part);
+    vmf_pack_u32(&pack, 0);
+    vmf_pack_bytes(&pack, section->content, section->length);
+    XXH3_64bits_update(sum, pack.bytes->data, pack.bytes->len);
+    return end(writer, VMF_RECORD_SECTION, &pack, false, error);
+}
+
+bool vmf_section_decode(const VmfRecord *record, bool swap, VmfSection *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    out->id = vmf_unpack_u32(&unpack);
+    out->flags = vmf_unpack_u32(&unpack);
+    out->part = vmf_unpack_u32(&unpack);
+    vmf_unpack_zero(&unpack, 4);
+    out->length = (uint32_t)unpack.left;
+    out->content = vmf_unpack_bytes(&unpack, unpack.left);
+    unpack.failed |= out->length > VMF_SECTION_CONTENT_MAX || out->flags & ~(VMF_SECTION_FIRST | VMF_SECTION_LAST) ||
+                     (out->part == 0) != !!(out->flags & VMF_SECTION_FIRST);
+    return finished(&unpack, record, error);
+}
+
+/* ---- handover -------------------------------------------------------------------------------------------------------------- */
+
+void vmf_switchover_clear(VmfSwitchover *message)
+{
+    g_clear_pointer(&message->blocks, g_free);
+}
+
+bool vmf_switchover_send(VmfRecordWriter *writer, const VmfSwitchover *message, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_bytes(&pack, message->token, sizeof(message->token));
+    vmf_pack_u32(&pack, message->flags);
+    vmf_pack_u32(&pack, message->n_blocks);
+    vmf_pack_u64(&pack, message->static_sum);
+    vmf_pack_u64(&pack, message->device_sum);
+    for (uint32_t i = 0; i < message->n_blocks; i++) {
+        const VmfBlockSummary *block = &message->blocks[i];
+        vmf_pack_u32(&pack, i);
+        vmf_pack_u32(&pack, 0);
+        vmf_pack_u64(&pack, block->data);
+        vmf_pack_u64(&pack, block->zero);
+        vmf_pack_u64(&pack, block->hole);
+        vmf_pack_u64(&pack, block->sum);
+    }
+    return end(writer, VMF_RECORD_SWITCHOVER, &pack, true, error);
+}
+
+bool vmf_switchover_decode(const VmfRecord *record, bool swap, uint32_t n_blocks, VmfSwitchover *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    *out = (VmfSwitchover){0};
+    unpack_token(&unpack, out->token);
+    out->flags = vmf_unpack_u32(&unpack);
+    out->n_blocks = vmf_unpack_u32(&unpack);
+    out->static_sum = vmf_unpack_u64(&unpack);
+    out->device_sum = vmf_unpack_u64(&unpack);
+    unpack.failed |= out->n_blocks != n_blocks || out->flags & ~(VMF_SWITCHOVER_RUN | VMF_SWITCHOVER_AUDIT);
+    out->blocks = g_new0(VmfBlockSummary, n_blocks);
+    for (uint32_t i = 0; i < n_blocks && !unpack.failed; i++) {
+        unpack.failed |= vmf_unpack_u32(&unpack) != i;
+        vmf_unpack_zero(&unpack, 4);
+        out->blocks[i].data = vmf_unpack_u64(&unpack);
+        out->blocks[i].zero = vmf_unpack_u64(&unpack);
+        out->blocks[i].hole = vmf_unpack_u64(&unpack);
+        out->blocks[i].sum = vmf_unpack_u64(&unpack);
+    }
+    if (finished(&unpack, record, error))
+        return true;
+    vmf_switchover_clear(out);
+    return false;
+}
+
+void vmf_ready_clear(VmfReady *message)
+{
+    g_clear_pointer(&message->sums, g_free);
+}
+
+bool vmf_ready_send(VmfRecordWriter *writer, const VmfReady *message, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_bytes(&pack, message->token, sizeof(message->token));
+    vmf_pack_bytes(&pack, message->state_directory, sizeof(message->state_directory));
+    vmf_pack_u32(&pack, message->flags);
+    vmf_pack_u32(&pack, message->n_blocks);
+    vmf_pack_u64(&pack, message->static_sum);
+    vmf_pack_u64(&pack, message->device_sum);
+    for (uint32_t i = 0; i < message->n_blocks; i++)
+        vmf_pack_u64(&pack, message->sums[i]);
+    return end(writer, VMF_RECORD_READY, &pack, true, error);
+}
+
+bool vmf_ready_decode(const VmfRecord *record, bool swap, uint32_t n_blocks, VmfReady *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    *out = (VmfReady){0};
+    unpack_token(&unpack, out->token);
+    unpack_token(&unpack, out->state_directory);
+    out->flags = vmf_unpack_u32(&unpack);
+    out->n_blocks = vmf_unpack_u32(&unpack);
+    out->static_sum = vmf_unpack_u64(&unpack);
+    out->device_sum = vmf_unpack_u64(&unpack);
+    unpack.failed |= out->n_blocks != n_blocks || out->flags & ~VMF_READY_AUDITED;
+    out->sums = g_new0(uint64_t, n_blocks);
+    for (uint32_t i = 0; i < n_blocks && !unpack.failed; i++)
+        out->sums[i] = vmf_unpack_u64(&unpack);
+    if (finished(&unpack, record, error))
+        return true;
+    vmf_ready_clear(out);
+    return false;
+}
+
+bool vmf_token_send(VmfRecordWriter *writer, uint32_t type, const uint8_t token[VMF_TOKEN_SIZE], GError **error)
+{
+    return vmf_record_write(writer, type, token, VMF_TOKEN_SIZE, error);
+}
+
+bool vmf_token_decode(const VmfRecord *record, uint8_t token[VMF_TOKEN_SIZE], GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, false);
+
+    unpack_token(&unpack, token);
+    return finished(&unpack, record, error);
+}
+
+bool vmf_complaint_send(VmfRecordWriter *writer, uint32_t type, const uint8_t *token, const GError *why, GError **error)
+{
+    VmfPack pack = begin(writer);
+    const char *id = vmf_error_id(why);
+    g_autofree char *text = g_utf8_make_valid(why->message, (gssize)strnlen(why->message, 2048));
+
+    for (char *c = text; *c; c++)
+        if ((uint8_t)*c < 0x20 || *c == 0x7f)
+            *c = ' ';
+    if (token)
+        vmf_pack_bytes(&pack, token, VMF_TOKEN_SIZE);
+    vmf_pack_u16(&pack, (uint16_t)strlen(id));
+    vmf_pack_u16(&pack, (uint16_t)strlen(text));
+    vmf_pack_u32(&pack, 0);
+    vmf_pack_bytes(&pack, id, strlen(id));
+    vmf_pack_bytes(&pack, text, strlen(text));
+    return end(writer, type, &pack, true, error);
+}
+
+bool vmf_complaint_decode(const VmfRecord *record, bool swap, uint8_t *token, char **id, char **text, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    if (token)
+        unpack_token(&unpack, token);
+    uint16_t id_length = vmf_unpack_u16(&unpack), text_length = vmf_unpack_u16(&unpack);
+    vmf_unpack_zero(&unpack, 4);
+    g_autofree char *got_id = vmf_unpack_string(&unpack, id_length);
+    g_autofree char *got_text = vmf_unpack_string(&unpack, text_length);
+    if (!finished(&unpack, record, error))
+        return false;
+    *id = g_steal_pointer(&got_id);
+    *text = g_steal_pointer(&got_text);
+    return true;
+}
+
+bool vmf_report_send(VmfRecordWriter *writer, const VmfReport *report, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_bytes(&pack, report->token, sizeof(report->token));
+    vmf_pack_u32(&pack, report->gap_known ? VMF_REPORT_GAP_KNOWN : 0);
+    vmf_pack_u32(&pack, 0);
+    vmf_pack_u64(&pack, report->guest_gap_ns);
+    return end(writer, VMF_RECORD_REPORT, &pack, true, error);
+}
+
+bool vmf_report_decode(const VmfRecord *record, bool swap, VmfReport *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    unpack_token(&unpack, out->token);
+    uint32_t flags = vmf_unpack_u32(&unpack);
+    vmf_unpack_zero(&unpack, 4);
+    out->guest_gap_ns = vmf_unpack_u64(&unpack);
+    out->gap_known = flags & VMF_REPORT_GAP_KNOWN;
+    unpack.failed |= flags & ~VMF_REPORT_GAP_KNOWN;
+    return finished(&unpack, record, error);
+}

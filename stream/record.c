@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "stream/record.h"
+
+#include <vmferry/error.h>
+
+#include "stream/crc32c.h"
+
+#define QUEUE_MAX (32u << 10)
+#define PADDING(length) (-(length) & 7u)
+#define IOV_LOCAL (VMF_PAGES_DATA_MAX + 2)
+
+const char *vmf_record_name(uint32_t type)
+{
+    switch (type) {
+#define X(code, number, name)                                                                                                   \
+    case number:                                                                                                                \
+        return name;
+        VMF_RECORDS(X)
+#undef X
+    }
+    return NULL;
+}
+
+void vmf_record_set_order_error(GError **error, uint32_t type, const char *where)
+{
+    const char *name = vmf_record_name(type);
+
+    if (name)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_ORDER, "record %s: may not stand %s", name, where);
+    else
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_UNKNOWN, "record 0x%x: mandatory and unknown", type);
+}
+
+void vmf_wire_pages_swap(VmfWirePages *pages)
+{
+    pages->block = __builtin_bswap32(pages->block);
+    pages->flags = __builtin_bswap32(pages->flags);
+    pages->sequence = __builtin_bswap64(pages->sequence);
+    pages->chunk = __builtin_bswap64(pages->chunk);
+    pages->epoch = __builtin_bswap32(pages->epoch);
+    pages->n_data = __builtin_bswap32(pages->n_data);
+    for (unsigned i = 0; i < VMF_WIRE_CHUNK_WORDS; i++) {
+        pages->data[i] = __builtin_bswap64(pages->data[i]);
+        pages->zero[i] = __builtin_bswap64(pages->zero[i]);
+    }
+}
+
+/* ---- writing --------------------------------------------------------------------------------------------------------------- */
+
+VmfRecordWriter *vmf_record_writer_new(VmfChannel *channel, VmfStreamFormat format)
+{
+    VmfRecordWriter *writer = g_new0(VmfRecordWriter, 1);
+
+    writer->channel = channel;
+    writer->format = format;
+    writer->pending = g_byte_array_sized_new(QUEUE_MAX);
+    pthread_mutex_init(&writer->lock, NULL);
+    return writer;
+}
+
+void vmf_record_writer_free(VmfRecordWriter *writer)
+{
+    if (!writer)
+        return;
+    g_byte_array_unref(writer->pending);
+    XXH3_freeState(writer->sum);
+    pthread_mutex_destroy(&writer->lock);
+    g_free(writer);
+}
+
+static VmfWireRecordHeader make_header(const VmfStreamFormat *format, uint32_t type, const void *checked, uint32_t n_checked,
+                                       uint32_t length)
+{
+    VmfWireRecordHeader header = {.type = type, .length = length, .checked = n_checked};
+
+    if (format->swap) {
+        header.type = __builtin_bswap32(type);
+        header.length = __builtin_bswap32(length);
+        header.checked = __builtin_bswap32(n_checked);
+    }
+    uint32_t crc = vmf_crc32c(0, &header, offsetof(VmfWireRecordHeader, crc32c));
+    crc = vmf_crc32c(crc, checked, n_checked);
+    header.crc32c = format->swap ? __builtin_bswap32(crc) : crc;
+    return header;
+}
+
+static bool flush_locked(VmfRecordWriter *writer, GError **error)
+{
+    if (writer->pending->len == 0)
+        return true;
+    struct iovec iov = {writer->pending->data, writer->pending->len};
+    bool done = vmf_channel_writev_all(writer->channel, &iov, 1, error);
+    g_byte_array_set_size(writer->pending, 0);
+    return done;
+}
+
+static void append_locked(VmfRecordWriter *writer, const void *data, size_t length)
+{
+    if (length == 0)
+        return;
+    if (writer->sum)
+        XXH3_64bits_update(writer->sum, data, length);
+    g_byte_array_append(writer->pending, data, (guint)length);
+}
+
+static void append_record_locked(VmfRecordWriter *writer, uint32_t type, const void *body, size_t length)
+{
+    static const uint8_t zeros[8];
+    VmfWireRecordHeader header = make_header(&writer->format, type, body, (uint32_t)length, (uint32_t)length);
+
+    g_assert(length <= VMF_RECORD_BODY_MAX);
+    append_locked(writer, &header, sizeof(header));
+    append_locked(writer, body, length);
+    append_locked(writer, zeros, PADDING(length));
+}
+
+bool vmf_record_write_raw(VmfRecordWriter *writer, const void *data, size_t length, GError **error)
+{
+    pthread_mutex_lock(&writer->lock);
+    append_locked(writer, data, length);
+    bool done = flush_locked(writer, error);
+    pthread_mutex_unlock(&writer->lock);
+    return done;
+}
+
+bool vmf_record_queue(VmfRecordWriter *writer, uint32_t type, const void *body, size_t length, GError **error)
+{
+    pthread_mutex_lock(&writer->lock);
+    append_record_locked(writer, type, body, length);
+    bool done = writer->pending->len < QUEUE_MAX || flush_locked(writer, error);
+    pthread_mutex_unlock(&writer->lock);
+    return done;
+}
+
+bool vmf_record_write(VmfRecordWriter *writer, uint32_t type, const void *body, size_t length, GError **error)
+{
+    pthread_mutex_lock(&writer->lock);
+    append_record_locked(writer, type, body, length);
+    bool done = flush_locked(writer, error);
+    pthread_mutex_unlock(&writer->lock);
+    return done;
+}
+
+bool vmf_record_flush(VmfRecordWriter *writer, GError **error)
+{
+    pthread_mutex_lock(&writer->lock);
+    bool done = flush_locked(writer, error);
+    pthread_mutex_unlock(&writer->lock);
+    return done;
+}
+
+bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, const struct iovec *iov, int n_iov, size_t payload,
+                            GError **error)
+{
+    struct iovec all[IOV_LOCAL];
+    VmfWirePages wire = *meta;
+
+    g_assert(n_iov < IOV_LOCAL && payload % 8 == 0);
+    if (writer->format.swap)
+        vmf_wire_pages_swap(&wire);
+    VmfWireRecordHeader header =
+        make_header(&writer->format, VMF_RECORD_PAGES, &wire, sizeof(wire), (uint32_t)(sizeof(wire) + payload));
+
+    pthread_mutex_lock(&writer->lock);
+    append_locked(writer, &header, sizeof(header));
+    append_locked(writer, &wire, sizeof(wire));
+    bool done = true;
+    if (n_iov > 0) {
+        all[0] = (struct iovec){writer->pending->data, writer->pending->len};
+        memcpy(all + 1, iov, (size_t)n_iov * sizeof(*iov));
+        done = vmf_channel_writev_all(writer->channel, all, n_iov + 1, error);
+        g_byte_array_set_size(writer->pending, 0);
+    } else if (writer->pending->len >= QUEUE_MAX) {
+        done = flush_locked(writer, error);
+    }
+    pthread_mutex_unlock(&writer->lock);
+    return done;
+}
+
+void vmf_record_writer_sum_begin(VmfRecordWriter *writer)
+{
+    writer->sum = XXH3_createState();
+    XXH3_64bits_reset(writer->sum);
+}
+
+uint64_t vmf_record_writer_sum_end(VmfRecordWriter *writer)
+{
+    uint64_t sum = XXH3_64bits_digest(writer->sum);
+
+    XXH3_freeState(writer->sum);
+    writer->sum = NULL;
+    return sum;
+}
+
+/* ---- reading --------------------------------------------------------------------------------------------------------------- */
+
+VmfRecordReader *vmf_record_reader_new(VmfChannel *channel, VmfStreamFormat format)
+{
+    VmfRecordReader *reader = g_new0(VmfRecordReader, 1);
+
+    reader->channel = channel;
+    reader->format = format;
+    return reader;
+}
+
+void vmf_record_reader_free(VmfRecordReader *reader)
+{
+    if (!reader)
+        return;
+    g_free(reader->buffer);
+    XXH3_freeState(reader->sum);
+    g_free(reader);
+}
+
+static bool read_bytes(VmfRecordReader *reader, void *data, size_t length, GError **error)
+{
+    if (length == 0)
+        return true;
+    if (!vmf_channel_read_all(reader->channel, data, length, error))
+        return false;
+    if (reader->sum)
+        XXH3_64bits_update(reader->sum, data, length);
+    return true;
+}
+
+static bool reserve(VmfRecordReader *reader, size_t length, GError **error)
+{
+    if (reader->buffer_size >= length)
+        return true;
+    /* Grown as records ask for it, up to the bound that read_header checked. */
+    size_t size = MAX(length, 4096);
+    uint8_t *buffer = g_try_realloc(reader->buffer, size);
+    if (!buffer) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "record: no memory for %zu octets", length);
+        return false;
+    }
+    reader->buffer = buffer;
+    reader->buffer_size = size;
+    return true;
+}
+
+static bool read_header(VmfRecordReader *reader, VmfWireRecordHeader *raw, VmfWireRecordHeader *header, GError **error)
+{
+    if (!read_bytes(reader, raw, sizeof(*raw), error))
+        return false;
+    *header = *raw;
+    if (reader->format.swap) {
+        header->type = __builtin_bswap32(raw->type);
+        header->length = __builtin_bswap32(raw->length);
+        header->checked = __builtin_bswap32(raw->checked);
+        header->crc32c = __builtin_bswap32(raw->crc32c);
+    }
+    if (header->length > VMF_RECORD_BODY_MAX || header->checked > header->length) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_LENGTH, "record 0x%x: length %u, checked %u: the bound is %u",
+                    header->type, header->length, header->checked, VMF_RECORD_BODY_MAX);
+        return false;
+    }
+    return true;
+}
+
+static bool check_shape(const VmfWireRecordHeader *header, GError **error)
+{
+    if (header->type == VMF_RECORD_PAGES && header->checked == sizeof(VmfWirePages))
+        return true;
+    if (header->type != VMF_RECORD_PAGES && (header->checked == header->length || !vmf_record_name(header->type)))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_LENGTH, "record 0x%x: %u of %u octets are checked", header->type,
+                header->checked, header->length);
+    return false;
+}
+
+static bool read_padding(VmfRecordReader *reader, uint32_t length, GError **error)
+{
+    uint64_t padding = 0;
+
+    if (!read_bytes(reader, &padding, PADDING(length), error))
+        return false;
+    if (padding != 0) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record: padding is not zero");
+        return false;
+    }
+    return true;
+}
+
+bool vmf_record_read(VmfRecordReader *reader, VmfRecord *record, GError **error)
+{
+    VmfWireRecordHeader raw, header;
+
+    g_assert(reader->payload_left == 0);
+    if (reader->sum)
+        reader->sum_before = XXH3_64bits_digest(reader->sum);
+    if (!read_header(reader, &raw, &header, error) || !reserve(reader, header.checked, error) ||
+        !read_bytes(reader, reader->buffer, header.checked, error))
+        return false;
+    uint32_t crc = vmf_crc32c(0, &raw, offsetof(VmfWireRecordHeader, crc32c));
+    if (vmf_crc32c(crc, reader->buffer, header.checked) != header.crc32c) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_CRC, "record 0x%x: CRC is wrong", header.type);
+        return false;
+    }
+    if (!check_shape(&header, error))
+        return false;
+    *record = (VmfRecord){.type = header.type, .length = header.length, .body = reader->buffer, .checked = header.checked};
+    reader->payload_left = header.length - header.checked;
+    return reader->payload_left > 0 || read_padding(reader, header.length, error);
+}
+
+bool vmf_record_read_payload(VmfRecordReader *reader, struct iovec *iov, int n_iov, size_t length, GError **error)
+{
+    g_assert(length <= reader->payload_left);
+    if (!vmf_channel_readv_all(reader->channel, iov, n_iov, error))
+        return false;
+    reader->payload_left -= (uint32_t)length;
+    return true;
+}
+
+bool vmf_record_skip_payload(VmfRecordReader *reader, uint32_t length, GError **error)
+{
+    uint8_t scratch[4096];
+
+    while (reader->payload_left > 0) {
+        uint32_t n = MIN(reader->payload_left, sizeof(scratch));
+        if (!read_bytes(reader, scratch, n, error))
+            return false;
+        reader->payload_left -= n;
+    }
+    return read_padding(reader, length, error);
+}
+
+void vmf_record_reader_sum_begin(VmfRecordReader *reader)
+{
+    reader->sum = XXH3_createState();
+    XXH3_64bits_reset(reader->sum);
+}
+
+uint64_t vmf_record_reader_sum_end(VmfRecordReader *reader, bool before_last)
+{
+    uint64_t sum = before_last ? reader->sum_before : XXH3_64bits_digest(reader->sum);
+
+    XXH3_freeState(reader->sum);
+    reader->sum = NULL;
+    return sum;
+}

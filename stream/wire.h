@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * docs/stream-format.rst in C: numbers and layouts, and nothing else. A layout that was released is never edited; a new one gets a new
+ * name and a new record type.
+ */
+#ifndef VMF_STREAM_WIRE_H
+#define VMF_STREAM_WIRE_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define VMF_IMAGE_MARKER UINT64_MAX
+#define VMF_IMAGE_ID 0x564D4659u
+#define VMF_IMAGE_HEADER_SIZE 24
+#define VMF_MACHINE_HEADER_SIZE 64
+#define VMF_ARCHITECTURE_SIZE 32
+#define VMF_PREAMBLE_SIZE 48
+#define VMF_PREAMBLE_MAGIC "VMFPAGES"
+
+#define VMF_STREAM_VERSION_MIN 2
+#define VMF_STREAM_VERSION_MAX 3
+
+#define VMF_OPTION_BIG_ENDIAN (1u << 0)
+#define VMF_OPTION_ONE_WAY (1u << 1)
+#define VMF_OPTIONS_KNOWN (VMF_OPTION_BIG_ENDIAN | VMF_OPTION_ONE_WAY)
+
+#define VMF_RECORD_OPTIONAL (1u << 31)
+#define VMF_RECORD_HEADER_SIZE 16
+#define VMF_RECORD_BODY_MAX (4u << 20)
+
+/* X(code, number, name) */
+#define VMF_RECORDS(X)                                                                                                          \
+    X(VMF_RECORD_PROPERTIES, 0x01, "PROPERTIES")                                                                                \
+    X(VMF_RECORD_RAM_BLOCK, 0x02, "RAM_BLOCK")                                                                                  \
+    X(VMF_RECORD_SECTIONS, 0x03, "SECTIONS")                                                                                    \
+    X(VMF_RECORD_FEATURES, 0x04, "FEATURES")                                                                                    \
+    X(VMF_RECORD_HOST, 0x80000005u, "HOST")                                                                                     \
+    X(VMF_RECORD_STATIC_DATA_END, 0x1F, "STATIC_DATA_END")                                                                      \
+    X(VMF_RECORD_PREFLIGHT, 0x20, "PREFLIGHT")                                                                                  \
+    X(VMF_RECORD_PAGE_CHANNELS, 0x21, "PAGE_CHANNELS")                                                                          \
+    X(VMF_RECORD_PAGES, 0x22, "PAGES")                                                                                          \
+    X(VMF_RECORD_HINT, 0x80000023u, "HINT")                                                                                     \
+    X(VMF_RECORD_SECTION, 0x24, "SECTION")                                                                                      \
+    X(VMF_RECORD_ROUND, 0x80000025u, "ROUND")                                                                                   \
+    X(VMF_RECORD_END_MARK, 0x27, "END_MARK")                                                                                    \
+    X(VMF_RECORD_SWITCHOVER, 0x28, "SWITCHOVER")                                                                                \
+    X(VMF_RECORD_RUN, 0x29, "RUN")                                                                                              \
+    X(VMF_RECORD_ABORT, 0x2A, "ABORT")                                                                                          \
+    X(VMF_RECORD_QUERY, 0x2B, "QUERY")                                                                                          \
+    X(VMF_RECORD_PING, 0x2D, "PING")                                                                                            \
+    X(VMF_RECORD_END, 0x3F, "END")                                                                                              \
+    X(VMF_RECORD_VERDICT, 0x40, "VERDICT")                                                                                      \
+    X(VMF_RECORD_ACK, 0x42, "ACK")                                                                                              \
+    X(VMF_RECORD_READY, 0x43, "READY")                                                                                          \
+    X(VMF_RECORD_REFUSED, 0x44, "REFUSED")                                                                                      \
+    X(VMF_RECORD_RUNNING, 0x45, "RUNNING")                                                                                      \
+    X(VMF_RECORD_NEVER, 0x46, "NEVER")                                                                                          \
+    X(VMF_RECORD_REPORT, 0x47, "REPORT")                                                                                        \
+    X(VMF_RECORD_PONG, 0x48, "PONG")                                                                                            \
+    X(VMF_RECORD_FAILED, 0x49, "FAILED")
+
+enum {
+#define X(code, number, name) code = number,
+    VMF_RECORDS(X)
+#undef X
+};
+
+/* "PAGES"; "record 0x77" has no name and gives NULL. */
+const char *vmf_record_name(uint32_t type);
+
+#define VMF_STATIC_LAST 0x1Fu /* types up to here, optional bit aside, are static data */
+
+#define VMF_PROPERTIES_MAX 256
+#define VMF_PROPERTY_KEY_MAX 63
+#define VMF_PROPERTY_VALUE_MAX 255
+#define VMF_BLOCK_SIZE_MAX (UINT64_C(1) << 48)
+#define VMF_BLOCK_FLAG_ROM (1u << 0)
+#define VMF_SECTIONS_MAX 1024
+#define VMF_SECTION_NAME_MAX 63
+#define VMF_SECTION_CONTENT_MAX (1u << 20)
+#define VMF_DEVICE_STATE_MAX (16u << 20)
+#define VMF_HOST_NAME_MAX 255
+#define VMF_VERDICT_TEXTS_MAX 256
+#define VMF_VERDICT_TEXT_MAX 1024
+#define VMF_ACK_ENTRIES_MAX 4096
+
+#define VMF_FEATURE_ACKS (UINT64_C(1) << 0)
+#define VMF_FEATURE_SUMS (UINT64_C(1) << 1)
+#define VMF_FEATURE_HINTS (UINT64_C(1) << 2)
+#define VMF_FEATURE_AUDIT_BEFORE (UINT64_C(1) << 3)
+#define VMF_FEATURE_REPORT (UINT64_C(1) << 4)
+#define VMF_FEATURES_KNOWN                                                                                                      \
+    (VMF_FEATURE_ACKS | VMF_FEATURE_SUMS | VMF_FEATURE_HINTS | VMF_FEATURE_AUDIT_BEFORE | VMF_FEATURE_REPORT)
+
+#define VMF_SECTION_FIRST (1u << 0)
+#define VMF_SECTION_LAST (1u << 1)
+#define VMF_SECTION_META_SIZE 16
+
+#define VMF_PAGES_FIRST_PASS (1u << 0)
+#define VMF_PAGES_DATA_MAX 128
+#define VMF_WIRE_CHUNK_WORDS 8
+
+#define VMF_SWITCHOVER_RUN (1u << 0)
+#define VMF_SWITCHOVER_AUDIT (1u << 1)
+#define VMF_READY_AUDITED (1u << 0)
+#define VMF_REPORT_GAP_KNOWN (1u << 0)
+
+#define VMF_TOKEN_SIZE 16
+
+typedef struct {
+    uint32_t type;
+    uint32_t length;
+    uint32_t checked;
+    uint32_t crc32c;
+} VmfWireRecordHeader;
+static_assert(sizeof(VmfWireRecordHeader) == VMF_RECORD_HEADER_SIZE, "record header");
+
+/* The only body that is laid out as a struct: it is written and read for every half megabyte of pages. */
+typedef struct {
+    uint32_t block;
+    uint32_t flags;
+    uint64_t sequence;
+    uint64_t chunk;
+    uint32_t epoch;
+    uint32_t n_data;
+    uint64_t data[VMF_WIRE_CHUNK_WORDS];
+    uint64_t zero[VMF_WIRE_CHUNK_WORDS];
+} VmfWirePages;
+static_assert(sizeof(VmfWirePages) == 160, "PAGES");
+static_assert(offsetof(VmfWirePages, data) == 32 && offsetof(VmfWirePages, zero) == 96, "PAGES");
+
+#endif
