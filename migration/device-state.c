@@ -39,8 +39,7 @@ static const uint8_t kind_sizes[] = {
 };
 _Static_assert(sizeof(bool) == 1, "a bool field is one octet in memory as in the stream");
 
-/* ---- the description
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- the description --------------------------------------------------------------------------------------------- */
 
 bool vmf_is_printable(const char *text, size_t length, size_t most)
 {
@@ -154,8 +153,7 @@ bool vmf_device_state_copy(VmfDeviceState *own, const VmfDeviceState *theirs, GE
     return false;
 }
 
-/* ---- saving
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- saving ------------------------------------------------------------------------------------------------------ */
 
 static void put_u8(GByteArray *out, uint8_t value)
 {
@@ -212,8 +210,7 @@ GByteArray *vmf_device_state_save(const VmfDeviceState *state, void *device, GEr
     return out;
 }
 
-/* ---- parsing: the whole input, before anything of the device changes
- * ------------------------------------------------------- */
+/* ---- parsing: the whole input, before anything of the device changes --------------------------------------------- */
 
 typedef struct {
     const uint8_t *data;
@@ -435,8 +432,7 @@ static bool parse(const VmfDeviceState *state, uint32_t version, Input *in, Pars
     return false;
 }
 
-/* ---- applying
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- applying ---------------------------------------------------------------------------------------------------- */
 
 static void swap_elements(uint8_t *elements, size_t element_size, size_t count)
 {

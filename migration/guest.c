@@ -51,8 +51,7 @@ static void entry_free(gpointer data)
     g_free(owned);
 }
 
-/* ---- faults of calls that cannot fail
- * ------------------------------------------------------------------------------------ */
+/* ---- faults of calls that cannot fail ---------------------------------------------------------------------------- */
 
 static void set_fault(VmfGuest *guest, const char *fault)
 {
@@ -68,8 +67,7 @@ bool vmf_guest_check(const VmfGuest *guest, GError **error)
     return false;
 }
 
-/* ---- identity
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- identity ---------------------------------------------------------------------------------------------------- */
 
 VmfGuest *vmf_guest_new(const char *architecture, const uint8_t uuid[16], const VmfGuestOps *ops, void *opaque)
 {
@@ -122,8 +120,7 @@ void *vmf_guest_opaque(const VmfGuest *guest)
     return guest->opaque;
 }
 
-/* ---- the dirty log
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- the dirty log ----------------------------------------------------------------------------------------------- */
 
 void vmf_guest_set_dirty_log(VmfGuest *guest, const VmfDirtyLogOps *ops, void *opaque)
 {
@@ -148,8 +145,7 @@ void *vmf_guest_dirty_log_opaque(const VmfGuest *guest)
     return guest->dirty_log_opaque;
 }
 
-/* ---- properties
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- properties -------------------------------------------------------------------------------------------------- */
 
 static VmfGuestProperty *find_property(const VmfGuest *guest, const char *key)
 {
@@ -216,8 +212,7 @@ const char *vmf_guest_property_value(const VmfGuest *guest, const char *key)
     return property ? property->value : NULL;
 }
 
-/* ---- RAM
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- RAM --------------------------------------------------------------------------------------------------------- */
 
 bool vmf_guest_add_ram(VmfGuest *guest, VmfRamBlock *block, unsigned *index, GError **error)
 {
@@ -250,8 +245,7 @@ VmfRamBlock *vmf_guest_ram(const VmfGuest *guest, unsigned index)
     return g_ptr_array_index(guest->blocks, index);
 }
 
-/* ---- devices and handlers
- * ------------------------------------------------------------------------------------------------ */
+/* ---- devices and handlers ---------------------------------------------------------------------------------------- */
 
 static const char *entry_fault(const VmfGuest *guest, const char *name, uint32_t instance)
 {

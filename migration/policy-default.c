@@ -57,8 +57,7 @@ typedef struct {
     bool lost_wager;           /* it was put off, and then could not be taken */
 } DefaultPolicy;
 
-/* ---- the forecast
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the forecast ------------------------------------------------------------------------------------------------ */
 
 static uint64_t add_saturating(uint64_t a, uint64_t b)
 {
@@ -106,8 +105,7 @@ static bool gained(uint64_t before_ns, uint64_t now_ns)
     return less_ns >= GAIN_NS && less_ns >= before_ns / 100 * GAIN_PERCENT;
 }
 
-/* ---- below the limit
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- below the limit --------------------------------------------------------------------------------------------- */
 
 static bool extra_bytes_left(const DefaultPolicy *policy, const VmfPolicyInput *in)
 {
@@ -134,8 +132,7 @@ static void decide_below(DefaultPolicy *policy, const VmfPolicyInput *in, bool l
         out->decision = VMF_DECIDE_SWITCHOVER;
 }
 
-/* ---- above it
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- above it ---------------------------------------------------------------------------------------------------- */
 
 static void say_cannot_help(DefaultPolicy *policy, const VmfPolicyInput *in, uint64_t least_ns, VmfPolicyOutput *out)
 {
@@ -225,8 +222,7 @@ static void decide_above(DefaultPolicy *policy, const VmfPolicyInput *in, bool l
         slow_down(policy, in, out);
 }
 
-/* ---- the table
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- the table --------------------------------------------------------------------------------------------------- */
 
 static void decide(void *opaque, const VmfPolicyInput *in, VmfPolicyOutput *out)
 {

@@ -162,8 +162,7 @@ static void assert_refused(const VmfDeviceState *state, uint32_t version, const 
     assert_memory_equal(&t, &before, sizeof(t));
 }
 
-/* ---- the layout
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- the layout -------------------------------------------------------------------------------------------------- */
 
 #if G_BYTE_ORDER == G_LITTLE_ENDIAN
 #define HOST_IS_BIG false
@@ -215,8 +214,7 @@ static void test_both_byte_orders(void **state)
     assert_refused(&with_rate, 1, little, sizeof(little), !HOST_IS_BIG, VMF_ERROR_DEVICE_STATE, "are left");
 }
 
-/* ---- older and newer
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- older and newer --------------------------------------------------------------------------------------------- */
 
 static void test_same_both_ends(void **state)
 {
@@ -305,8 +303,7 @@ static void test_subsection_version_out_of_reach(void **state)
     assert_int_equal(t.rate, 60);
 }
 
-/* ---- a peer's word
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- a peer's word ----------------------------------------------------------------------------------------------- */
 
 static void test_every_truncation(void **state)
 {
@@ -483,8 +480,7 @@ static void test_oversized_input(void **state)
     assert_refused(&oldest, 1, data, VMF_DEVICE_STATE_MAX + 1, false, VMF_ERROR_DEVICE_STATE, "are more than");
 }
 
-/* ---- the callbacks
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- the callbacks ----------------------------------------------------------------------------------------------- */
 
 static void test_refusal_gives_the_fields_back(void **state)
 {
@@ -530,8 +526,7 @@ static void test_empty_device(void **state)
     assert_memory_equal(&t, &before, sizeof(t));
 }
 
-/* ---- descriptions that are wrong
- * ----------------------------------------------------------------------------------------- */
+/* ---- descriptions that are wrong --------------------------------------------------------------------------------- */
 
 static void assert_bad_description(const VmfDeviceState *description, const char *words)
 {

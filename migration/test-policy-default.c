@@ -16,8 +16,7 @@
 #define MB UINT64_C(1000000)
 #define GB (1000 * MB)
 
-/* ---- the forecast
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the forecast ------------------------------------------------------------------------------------------------ */
 
 static void test_forecast(void **state)
 {
@@ -53,8 +52,7 @@ static void test_forecast_at_the_edges(void **state)
     assert_true(vmf_policy_forecast_ns(&in) == UINT64_MAX);
 }
 
-/* ---- stories
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- stories ----------------------------------------------------------------------------------------------------- */
 
 /* What is pending after a round, in ms of the link; what is expected then. */
 typedef struct {
@@ -265,8 +263,7 @@ static void test_extreme_input(void **state)
     talk_end(&talk);
 }
 
-/* ---- a model of a guest
- * --------------------------------------------------------------------------------------------------- */
+/* ---- a model of a guest ------------------------------------------------------------------------------------------ */
 
 /*
  * A guest writes pages at a steady rate, evenly over its working set: after a time t the share 1 - exp(-rate * t / set)

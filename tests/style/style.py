@@ -45,6 +45,8 @@ def check_text(path, content):
             yield f'{path}:{number}: {len(line)} columns'
         if line != line.rstrip() and path.suffix in ('.c', '.h', '.py', '.rst', '.build', '.sh'):
             yield f'{path}:{number}: white space at the end'
+        if re.match(r' \* -{20,}', line):
+            yield f'{path}:{number}: a rule that the formatter broke: make it end within 120 columns'
         if LEFT_OPEN.search(line):
             yield f'{path}:{number}: left open: {line.strip()[:80]}'
         if MACHINE_PATH.search(line) and (str(path), line.strip()) not in EXEMPT_PATHS:
