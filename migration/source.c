@@ -300,9 +300,9 @@ static bool connect_target(VmfSource *source, GError **error)
 
 static bool agree(VmfSource *source, GError **error)
 {
-    if (!await_verdict(source, error) || (source->return_path && source->format.version < 3 && !vmf_return_path_start(source->return_path, error)))
-        return false;
-    return true;
+    bool start_now = source->return_path && source->format.version < 3;
+
+    return await_verdict(source, error) && (!start_now || vmf_return_path_start(source->return_path, error));
 }
 
 static bool migrate(VmfSource *source, GError **error)
