@@ -2,11 +2,15 @@
 /*
  * Channels over stream sockets.
  *
- * The socket blocks: a gather write that has to wait is one system call, and shutdown(2) is what wakes it from another thread. TCP
- * sizes its own buffers; setting them would be capped far below what its autotuning reaches.
+ * The socket blocks: a gather write that has to wait is one system call, and shutdown(2) is what wakes it from another thread.
+ *
+ * Between hosts TCP sizes its own buffers: what can be set is capped far below what its autotuning reaches. On the loopback nothing is
+ * gained by more than a few wake-ups' worth, and what waits in a large buffer falls out of the cache before it is copied again: with
+ * 256 KiB a gigabyte costs 0.20 CPU seconds at both ends together, with the 4 MiB that autotuning takes 0.28 (bbr).
  */
 #include "stream/channel-fd.h"
 #include "stream/channel-wait.h"
+#include "stream/connector-address.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,9 +18,9 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
+#define LOOPBACK_BUFFER_BYTES (256 * 1024)
 /* Unix sockets do not grow by themselves. The kernel caps it silently. */
 #define UNIX_BUFFER_BYTES (1024 * 1024)
 
@@ -110,19 +114,26 @@ static const VmfChannelOps socket_ops = {
     .free = socket_free,
 };
 
+static void set_option(int fd, int level, int option, int value)
+{
+    setsockopt(fd, level, option, &value, sizeof(value));
+}
+
 /* None of these is vital: where the kernel refuses one, the channel still works. */
 static void tune(int fd)
 {
-    int domain = 0, on = 1, buffer = UNIX_BUFFER_BYTES;
-    socklen_t length = sizeof(domain);
+    struct sockaddr_storage peer = {0};
+    socklen_t length = sizeof(peer);
 
-    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
-    if (domain == AF_UNIX) {
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof(buffer));
+    getpeername(fd, (struct sockaddr *)&peer, &length);
+    if (peer.ss_family == AF_UNIX) {
+        set_option(fd, SOL_SOCKET, SO_SNDBUF, UNIX_BUFFER_BYTES);
         return;
     }
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    if (vmf_address_is_loopback((struct sockaddr *)&peer))
+        set_option(fd, SOL_SOCKET, SO_SNDBUF, LOOPBACK_BUFFER_BYTES);
+    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
 }
 
 VmfChannel *vmf_channel_socket_new(int fd, const char *name, bool one_way)
