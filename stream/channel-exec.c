@@ -4,15 +4,15 @@
  *
  * Theory of Operation
  *
- * The command runs in /bin/sh with our pipes as its standard input and output, in a process group of its own: an interrupt at the
- * terminal asks the migration to cancel, it must not tear the transport away. posix_spawn() because fork() would copy the page tables
- * of a whole guest.
+ * The command runs in /bin/sh with our pipes as its standard input and output, in a process group of its own: an
+ * interrupt at the terminal asks the migration to cancel, it must not tear the transport away. posix_spawn() because
+ * fork() would copy the page tables of a whole guest.
  *
- * An end of its output, or a broken pipe, often means that the command failed. Then its exit status is the better explanation, so the
- * channel gives it a moment to exit before it tells of the end of the stream.
+ * An end of its output, or a broken pipe, often means that the command failed. Then its exit status is the better
+ * explanation, so the channel gives it a moment to exit before it tells of the end of the stream.
  *
- * finish() closes its input and waits for it, as long as it takes. free() without finish() waits for a moment, then terminates the
- * whole group.
+ * finish() closes its input and waits for it, as long as it takes. free() without finish() waits for a moment, then
+ * terminates the whole group.
  */
 #include "stream/channel-fd.h"
 #include "stream/channel-wait.h"
@@ -82,7 +82,8 @@ static bool has_failed(ExecChannel *exec, GError **error)
         g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s: the command failed: exit status %d", exec->base.name,
                     WEXITSTATUS(status));
     else if (status > 0 && WIFSIGNALED(status))
-        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s: the command was killed: signal %d", exec->base.name, WTERMSIG(status));
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s: the command was killed: signal %d", exec->base.name,
+                    WTERMSIG(status));
     else
         g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s: the command's exit status is unknown", exec->base.name);
     return true;
@@ -134,7 +135,8 @@ static bool exec_finish(VmfChannel *channel, GError **error)
     vmf_channel_pipe_close_write(exec->pipes);
     if (wait_exit(exec, VMF_NEVER, true))
         return !has_failed(exec, error);
-    g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "%s: the channel was shut down before the command ended", channel->name);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "%s: the channel was shut down before the command ended",
+                channel->name);
     return false;
 }
 
@@ -172,7 +174,7 @@ static const VmfChannelOps exec_ops = {
     .free = exec_free,
 };
 
-/* ---- starting -------------------------------------------------------------------------------------------------------------- */
+/* ---- starting --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     int ours;
@@ -190,8 +192,8 @@ static bool open_pipe(PipeEnds *ends, bool we_write)
 }
 
 /*
- * Without a pipe its input is empty, and its output goes where its messages go: standard output belongs to whoever runs us, who may
- * parse it. Signals are as a fresh shell expects them, whatever the embedder blocked or ignored.
+ * Without a pipe its input is empty, and its output goes where its messages go: standard output belongs to whoever runs
+ * us, who may parse it. Signals are as a fresh shell expects them, whatever the embedder blocked or ignored.
  */
 static int spawn_shell(const char *command, int input, int output, pid_t *pid)
 {

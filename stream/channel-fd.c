@@ -18,7 +18,8 @@ bool vmf_socket_is_usable(int fd, const char *name, GError **error)
     length = sizeof(peer);
     if (type == SOCK_STREAM && getpeername(fd, (struct sockaddr *)&peer, &length) == 0)
         return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: open: descriptor %d is not a connected stream socket", name, fd);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: open: descriptor %d is not a connected stream socket",
+                name, fd);
     return false;
 }
 
@@ -27,8 +28,8 @@ static VmfChannel *from_plain_fd(int fd, mode_t mode, const char *name, bool one
     int access = fcntl(fd, F_GETFL) & O_ACCMODE;
 
     if (!one_way && !(access == O_RDWR && S_ISCHR(mode))) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: open: descriptor %d is a pipe or a file: one way only", name,
-                    fd);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED,
+                    "%s: open: descriptor %d is a pipe or a file: one way only", name, fd);
         close(fd);
         return NULL;
     }

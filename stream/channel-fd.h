@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Channels over descriptors. All constructors take ownership of their descriptors, also when they fail. */
-#ifndef STREAM_CHANNEL_FD_H
-#define STREAM_CHANNEL_FD_H
+#ifndef VMF_STREAM_CHANNEL_FD_H
+#define VMF_STREAM_CHANNEL_FD_H
 
 #include "stream/channel.h"
 
@@ -26,8 +26,8 @@ typedef enum {
 VmfChannel *vmf_channel_exec_new(const char *command, VmfExecSides sides, GError **error);
 
 /*
- * Writes a file that appears under @path, complete and synced, when vmf_channel_finish() succeeds, and not at all otherwise. What is
- * no regular file (a device) is written in place.
+ * Writes a file that appears under @path, complete and synced, when vmf_channel_finish() succeeds, and not at all
+ * otherwise. What is no regular file (a device) is written in place.
  */
 VmfChannel *vmf_channel_file_write_new(const char *path, GError **error);
 

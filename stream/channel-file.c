@@ -4,10 +4,10 @@
  *
  * Theory of Operation
  *
- * What is being written has the name PATH.partial and a lock. finish() syncs it, renames it to PATH and syncs the directory, so under
- * PATH there is the former file or the whole new one, whatever happens in between. A channel that is freed before that removes its
- * partial file; one that was killed leaves it behind, and the next writer takes it over. Two writers at once are kept apart by the
- * lock, which is held until the rename is done.
+ * What is being written has the name PATH.partial and a lock. finish() syncs it, renames it to PATH and syncs the
+ * directory, so under PATH there is the former file or the whole new one, whatever happens in between. A channel that
+ * is freed before that removes its partial file; one that was killed leaves it behind, and the next writer takes it
+ * over. Two writers at once are kept apart by the lock, which is held until the rename is done.
  *
  * Guest memory is in these files: they are created for their owner alone.
  */
@@ -101,9 +101,10 @@ static void open_error(const char *path, int err, GError **error)
     g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "file:%s: open: %s", path, g_strerror(err));
 }
 
-/* ---- writing --------------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
-/* Whether @fd is still what stands under @name: between open and lock the former writer may have renamed it to its own path. */
+/* Whether @fd is still what stands under @name: between open and lock the former writer may have renamed it to its own
+ * path. */
 static bool is_still_named(int fd, const char *name)
 {
     struct stat opened, named;
@@ -172,7 +173,7 @@ VmfChannel *vmf_channel_file_write_new(const char *path, GError **error)
     return write_partial(real, error);
 }
 
-/* ---- reading --------------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 static const char *why_unreadable(mode_t mode)
 {

@@ -4,11 +4,12 @@
  *
  * Theory of Operation
  *
- * A ring has one reader and one writer. Its lock guards positions and flags only: the writer owns the free part of the buffer and the
- * reader owns the filled part, so both copy without the lock, at the same time, and take it again to publish what they did.
+ * A ring has one reader and one writer. Its lock guards positions and flags only: the writer owns the free part of the
+ * buffer and the reader owns the filled part, so both copy without the lock, at the same time, and take it again to
+ * publish what they did.
  *
- * Ends behave as sockets do. An end that is shut down (or freed) reads nothing more and cannot write; its peer first drains what was
- * sent before, then reads the end of the stream, and its writes fail.
+ * Ends behave as sockets do. An end that is shut down (or freed) reads nothing more and cannot write; its peer first
+ * drains what was sent before, then reads the end of the stream, and its writes fail.
  */
 #include "stream/channel.h"
 #include "stream/channel-wait.h"

@@ -2,8 +2,9 @@
 /*
  * Channels over descriptors that are no sockets: pipes, files, character devices.
  *
- * Nothing like shutdown(2) exists for them, so the descriptors are made non-blocking, and who has to wait polls an eventfd as well.
- * O_NONBLOCK belongs to the open file, which others may share (a shell's standard output): it is put back at the end.
+ * Nothing like shutdown(2) exists for them, so the descriptors are made non-blocking, and who has to wait polls an
+ * eventfd as well. O_NONBLOCK belongs to the open file, which others may share (a shell's standard output): it is put
+ * back at the end.
  */
 #include "stream/channel-fd.h"
 #include "stream/channel-wait.h"
@@ -50,8 +51,8 @@ static ssize_t pipe_readv(VmfChannel *channel, const struct iovec *iov, int n, G
 }
 
 /*
- * writev() has no MSG_NOSIGNAL. SIGPIPE is sent to the thread that writes: it is held back there and taken out again, unless one was
- * pending before, which is not ours.
+ * writev() has no MSG_NOSIGNAL. SIGPIPE is sent to the thread that writes: it is held back there and taken out again,
+ * unless one was pending before, which is not ours.
  */
 static ssize_t writev_without_sigpipe(int fd, const struct iovec *iov, int n)
 {
@@ -82,7 +83,8 @@ static ssize_t pipe_writev(VmfChannel *channel, const struct iovec *iov, int n, 
     if (pipes->out.fd < 0)
         return vmf_channel_error_direction(channel, "write", error);
     while (!vmf_wake_is_thrown(&pipes->wake)) {
-        ssize_t sent = pipes->out.regular ? writev(pipes->out.fd, iov, n) : writev_without_sigpipe(pipes->out.fd, iov, n);
+        ssize_t sent =
+            pipes->out.regular ? writev(pipes->out.fd, iov, n) : writev_without_sigpipe(pipes->out.fd, iov, n);
 
         if (sent >= 0)
             return sent;

@@ -2,11 +2,13 @@
 /*
  * Channels over stream sockets.
  *
- * The socket blocks: a gather write that has to wait is one system call, and shutdown(2) is what wakes it from another thread.
+ * The socket blocks: a gather write that has to wait is one system call, and shutdown(2) is what wakes it from another
+ * thread.
  *
- * Between hosts TCP sizes its own buffers: what can be set is capped far below what its autotuning reaches. On the loopback nothing is
- * gained by more than a few wake-ups' worth, and what waits in a large buffer falls out of the cache before it is copied again: with
- * 256 KiB a gigabyte costs 0.20 CPU seconds at both ends together, with the 4 MiB that autotuning takes 0.28 (bbr).
+ * Between hosts TCP sizes its own buffers: what can be set is capped far below what its autotuning reaches. On the
+ * loopback nothing is gained by more than a few wake-ups' worth, and what waits in a large buffer falls out of the
+ * cache before it is copied again: with 256 KiB a gigabyte costs 0.20 CPU seconds at both ends together, with the 4 MiB
+ * that autotuning takes 0.28 (bbr).
  */
 #include "stream/channel-fd.h"
 #include "stream/channel-wait.h"

@@ -6,11 +6,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define NS_PER_S INT64_C(1000000000)
-
 static struct timespec timespec_of(int64_t ns)
 {
-    return (struct timespec){.tv_sec = ns / NS_PER_S, .tv_nsec = ns % NS_PER_S};
+    return (struct timespec){.tv_sec = ns / VMF_NS_PER_S, .tv_nsec = ns % VMF_NS_PER_S};
 }
 
 void vmf_cond_init(pthread_cond_t *cond)

@@ -52,7 +52,7 @@ bool vmf_channel_finish(VmfChannel *channel, GError **error)
     return !channel->ops->finish || channel->ops->finish(channel, error);
 }
 
-/* ---- vectors --------------------------------------------------------------------------------------------------------------- */
+/* ---- vectors ---------------------------------------------------------------------------------------------------- */
 
 size_t vmf_iov_length(const struct iovec *iov, int n)
 {
@@ -96,8 +96,8 @@ static void advance(Cursor *rest, size_t done)
 
 static int cut_short(VmfChannel *channel, size_t got, size_t missing, GError **error)
 {
-    g_set_error(error, VMF_ERROR, VMF_ERROR_CUT, "%s: read: the stream ended: %zu of %zu bytes came", channel->name, got,
-                got + missing);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_CUT, "%s: read: the stream ended: %zu of %zu bytes came", channel->name,
+                got, got + missing);
     return -1;
 }
 
@@ -145,7 +145,8 @@ bool vmf_channel_read_all_or_end(VmfChannel *channel, void *buf, size_t len, boo
     return result >= 0;
 }
 
-bool vmf_channel_read_all_deadline(VmfChannel *channel, void *buf, size_t len, int64_t deadline_monotonic_ns, GError **error)
+bool vmf_channel_read_all_deadline(VmfChannel *channel, void *buf, size_t len, int64_t deadline_monotonic_ns,
+                                   GError **error)
 {
     struct iovec iov = {buf, len};
 
@@ -190,7 +191,7 @@ bool vmf_channel_write_all(VmfChannel *channel, const void *buf, size_t len, GEr
     return vmf_channel_writev_all(channel, &iov, 1, error);
 }
 
-/* ---- errors ---------------------------------------------------------------------------------------------------------------- */
+/* ---- errors ----------------------------------------------------------------------------------------------------- */
 
 static bool peer_is_gone(int err)
 {
@@ -212,8 +213,8 @@ static bool peer_is_gone(int err)
 
 int vmf_channel_error_errno(const VmfChannel *channel, const char *operation, int err, GError **error)
 {
-    g_set_error(error, VMF_ERROR, peer_is_gone(err) ? VMF_ERROR_CUT : VMF_ERROR_IO, "%s: %s: %s", channel->name, operation,
-                g_strerror(err));
+    g_set_error(error, VMF_ERROR, peer_is_gone(err) ? VMF_ERROR_CUT : VMF_ERROR_IO, "%s: %s: %s", channel->name,
+                operation, g_strerror(err));
     return -1;
 }
 
@@ -225,6 +226,7 @@ int vmf_channel_error_shut_down(const VmfChannel *channel, GError **error)
 
 int vmf_channel_error_direction(const VmfChannel *channel, const char *operation, GError **error)
 {
-    g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: %s: the channel goes the other way", channel->name, operation);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: %s: the channel goes the other way", channel->name,
+                operation);
     return -1;
 }

@@ -2,11 +2,12 @@
 /*
  * Channels from the inside: the table that an implementation fills in, and the calls that the engine makes.
  *
- * An implementation embeds VmfChannel as its first member, allocates itself with g_new0() and calls vmf_channel_init(). The engine
- * calls the helpers below, never the table: they take care of partial transfers, of empty entries and of IOV_MAX.
+ * An implementation embeds VmfChannel as its first member, allocates itself with g_new0() and calls vmf_channel_init().
+ * The engine calls the helpers below, never the table: they take care of partial transfers, of empty entries and of
+ * IOV_MAX.
  */
-#ifndef STREAM_CHANNEL_H
-#define STREAM_CHANNEL_H
+#ifndef VMF_STREAM_CHANNEL_H
+#define VMF_STREAM_CHANNEL_H
 
 #include <vmferry/channel.h>
 #include <vmferry/error.h>
@@ -14,41 +15,46 @@
 #include <sys/uio.h>
 
 /*
- * Unless an entry says otherwise: one reader and one writer thread at a time; the vector is not changed; a failure sets the error.
- * Vectors have 1 to IOV_MAX entries, of which the first is not empty.
+ * Unless an entry says otherwise: one reader and one writer thread at a time; the vector is not changed; a failure sets
+ * the error. Vectors have 1 to IOV_MAX entries, of which the first is not empty.
  */
 typedef struct VmfChannelOps {
     const char *kind; /* "socket", "memory", …: for messages and tests */
 
     /*
-     * Fills the vector from its start with what is there, at least one byte; waits for that byte. Returns the bytes read, 0 at the
-     * end of the stream (also after shutdown), or -1. Never waits when wait_readable() has just returned 1. Reader thread.
+     * Fills the vector from its start with what is there, at least one byte; waits for that byte. Returns the bytes
+     * read, 0 at the end of the stream (also after shutdown), or -1. Never waits when wait_readable() has just
+     * returned 1. Reader thread.
      */
     ssize_t (*readv)(VmfChannel *channel, const struct iovec *iov, int n, GError **error);
 
     /*
-     * Sends at least one byte from the start of the vector, waiting for room. Returns the bytes taken, or -1: VMF_ERROR_CUT when the
-     * peer is gone, VMF_ERROR_CANCELLED after shutdown. The bytes may still change in the caller's memory while they are sent, never
-     * after the return. Writer thread.
+     * Sends at least one byte from the start of the vector, waiting for room. Returns the bytes taken, or -1:
+     * VMF_ERROR_CUT when the peer is gone, VMF_ERROR_CANCELLED after shutdown. The bytes may still change in the
+     * caller's memory while they are sent, never after the return. Writer thread.
      */
     ssize_t (*writev)(VmfChannel *channel, const struct iovec *iov, int n, GError **error);
 
-    /* 1: a byte or the end of the stream is there. 0: @timeout_ns passed first (negative: for ever). -1: error. Reader thread. */
+    /* 1: a byte or the end of the stream is there. 0: @timeout_ns passed first (negative: for ever). -1: error. Reader
+     * thread. */
     int (*wait_readable)(VmfChannel *channel, int64_t timeout_ns, GError **error);
 
-    /* Bytes that writev() took and that the peer's host has not acknowledged. Any thread. NULL: the channel cannot tell. */
+    /* Bytes that writev() took and that the peer's host has not acknowledged. Any thread. NULL: the channel cannot
+     * tell. */
     uint64_t (*unsent_bytes)(VmfChannel *channel);
 
     /*
-     * The writer is done and everything went well: makes what was written durable and visible, waits for who consumes it. Nothing is
-     * written afterwards. At most once, writer thread. NULL: nothing to do.
+     * The writer is done and everything went well: makes what was written durable and visible, waits for who consumes
+     * it. Nothing is written afterwards. At most once, writer thread. NULL: nothing to do.
      */
     bool (*finish)(VmfChannel *channel, GError **error);
 
-    /* Wakes the reader and the writer, now and for ever. Any thread, any number of times, at the same time as everything but free. */
+    /* Wakes the reader and the writer, now and for ever. Any thread, any number of times, at the same time as
+     * everything but free. */
     void (*shutdown)(VmfChannel *channel);
 
-    /* Releases what the implementation holds; the caller frees the name and the struct itself. Once, nobody else uses the channel. */
+    /* Releases what the implementation holds; the caller frees the name and the struct itself. Once, nobody else uses
+     * the channel. */
     void (*free)(VmfChannel *channel);
 } VmfChannelOps;
 
@@ -69,7 +75,8 @@ bool vmf_channel_read_all(VmfChannel *channel, void *buf, size_t len, GError **e
 bool vmf_channel_read_all_or_end(VmfChannel *channel, void *buf, size_t len, bool *ended, GError **error);
 
 /* The same, until @deadline_monotonic_ns (CLOCK_MONOTONIC) at the latest: then VMF_ERROR_TIMEOUT. For handshakes. */
-bool vmf_channel_read_all_deadline(VmfChannel *channel, void *buf, size_t len, int64_t deadline_monotonic_ns, GError **error);
+bool vmf_channel_read_all_deadline(VmfChannel *channel, void *buf, size_t len, int64_t deadline_monotonic_ns,
+                                   GError **error);
 
 /* Scatter and gather all of @n entries, any number of them. @iov is scratch: its contents are undefined afterwards. */
 bool vmf_channel_readv_all(VmfChannel *channel, struct iovec *iov, int n, GError **error);
@@ -83,14 +90,16 @@ int vmf_channel_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError **
 uint64_t vmf_channel_unsent_bytes(VmfChannel *channel);
 
 /*
- * Commits what was written: a file gets its name, a command is waited for and its exit status checked. A channel that is freed
- * without it leaves no file that claims to be whole. For sockets and memory: nothing. Once, by the writer, after its last write.
+ * Commits what was written: a file gets its name, a command is waited for and its exit status checked. A channel that
+ * is freed without it leaves no file that claims to be whole. For sockets and memory: nothing. Once, by the writer,
+ * after its last write.
  */
 bool vmf_channel_finish(VmfChannel *channel, GError **error);
 
-/* ---- for implementations --------------------------------------------------------------------------------------------------- */
+/* ---- for implementations ---------------------------------------------------------------------------------------- */
 
-/* "NAME: @operation: cause", as VMF_ERROR_CUT when @err says that the peer is gone, VMF_ERROR_IO otherwise. Returns -1. */
+/* "NAME: @operation: cause", as VMF_ERROR_CUT when @err says that the peer is gone, VMF_ERROR_IO otherwise. Returns -1.
+ */
 int vmf_channel_error_errno(const VmfChannel *channel, const char *operation, int err, GError **error);
 
 /* A write after shutdown. Returns -1. */

@@ -51,8 +51,8 @@ bool vmf_addresses_are_private(const VmfUri *uri, const VmfAddresses *list, GErr
         if (vmf_address_is_loopback(list->ai_addr))
             continue;
         where = vmf_address_uri(list->ai_addr, list->ai_addrlen);
-        g_set_error(error, VMF_ERROR, VMF_ERROR_INSECURE, "%s: open: %s is off the loopback and the stream is not encrypted",
-                    uri->text, where);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_INSECURE,
+                    "%s: open: %s is off the loopback and the stream is not encrypted", uri->text, where);
         return false;
     }
     return true;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* TCP addresses, for who connects and for who listens. */
-#ifndef STREAM_CONNECTOR_ADDRESS_H
-#define STREAM_CONNECTOR_ADDRESS_H
+#ifndef VMF_STREAM_CONNECTOR_ADDRESS_H
+#define VMF_STREAM_CONNECTOR_ADDRESS_H
 
 #include "stream/uri.h"
 

@@ -5,8 +5,8 @@
 
 static VmfChannel *exec_open(VmfConnector *connector, int64_t deadline_ns, GError **error)
 {
-    return vmf_channel_exec_new(connector->uri->argument, connector->one_way ? VMF_EXEC_WRITE : VMF_EXEC_WRITE | VMF_EXEC_READ,
-                                error);
+    return vmf_channel_exec_new(connector->uri->argument,
+                                connector->one_way ? VMF_EXEC_WRITE : VMF_EXEC_WRITE | VMF_EXEC_READ, error);
 }
 
 static const VmfConnectorOps connector_ops = {.open = exec_open};
@@ -23,8 +23,8 @@ VmfConnector *vmf_connector_exec_new(const VmfUri *uri, VmfConnectFlags flags, G
 
 static VmfChannel *exec_accept(VmfListener *listener, int64_t deadline_ns, GError **error)
 {
-    return vmf_channel_exec_new(listener->uri->argument, listener->one_way ? VMF_EXEC_READ : VMF_EXEC_WRITE | VMF_EXEC_READ,
-                                error);
+    return vmf_channel_exec_new(listener->uri->argument,
+                                listener->one_way ? VMF_EXEC_READ : VMF_EXEC_WRITE | VMF_EXEC_READ, error);
 }
 
 static const VmfListenerOps listener_ops = {.accept = exec_accept};

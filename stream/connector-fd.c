@@ -2,8 +2,8 @@
 /*
  * fd: addresses: descriptors that somebody opened and handed over, for either end. A socket goes both ways, a pipe one.
  *
- * The descriptor is taken over when the connector (listener) was made: it is closed with the channel, or with the connector when no
- * channel was opened.
+ * The descriptor is taken over when the connector (listener) was made: it is closed with the channel, or with the
+ * connector when no channel was opened.
  */
 #include "stream/channel-fd.h"
 #include "stream/connector-address.h"
@@ -24,8 +24,8 @@ static bool socket_is_allowed(const VmfUri *uri, VmfConnectFlags flags, GError *
     getpeername(uri->fd, (struct sockaddr *)&peer, &length);
     if ((flags & VMF_CONNECT_INSECURE) || (peer.ss_family != AF_INET && peer.ss_family != AF_INET6))
         return true;
-    return vmf_addresses_are_private(
-        uri, &(struct addrinfo){.ai_addr = (struct sockaddr *)&peer, .ai_addrlen = length}, error);
+    return vmf_addresses_are_private(uri, &(struct addrinfo){.ai_addr = (struct sockaddr *)&peer, .ai_addrlen = length},
+                                     error);
 }
 
 bool vmf_fd_check(const VmfUri *uri, VmfFdUse use, VmfConnectFlags flags, bool *is_socket, GError **error)
@@ -49,7 +49,7 @@ bool vmf_fd_check(const VmfUri *uri, VmfFdUse use, VmfConnectFlags flags, bool *
     return false;
 }
 
-/* ---- the sending end ------------------------------------------------------------------------------------------------------- */
+/* ---- the sending end -------------------------------------------------------------------------------------------- */
 
 static VmfChannel *fd_open(VmfConnector *connector, int64_t deadline_ns, GError **error)
 {
@@ -78,7 +78,7 @@ VmfConnector *vmf_connector_fd_new(const VmfUri *uri, VmfConnectFlags flags, GEr
     return connector;
 }
 
-/* ---- the receiving end ----------------------------------------------------------------------------------------------------- */
+/* ---- the receiving end ------------------------------------------------------------------------------------------ */
 
 static VmfChannel *fd_accept(VmfListener *listener, int64_t deadline_ns, GError **error)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A connector and a listener in one process, over memory channels. What is opened waits in a queue until it is accepted, as in a
- * socket's backlog; the queue outlives whichever end is freed first.
+ * A connector and a listener in one process, over memory channels. What is opened waits in a queue until it is
+ * accepted, as in a socket's backlog; the queue outlives whichever end is freed first.
  */
 #include "stream/listener.h"
 
@@ -107,7 +107,8 @@ static void link_listener_free(VmfListener *listener)
 }
 
 static const VmfConnectorOps connector_ops = {.open = link_open, .free = link_connector_free};
-static const VmfListenerOps listener_ops = {.accept = link_accept, .shutdown = link_shutdown, .free = link_listener_free};
+static const VmfListenerOps listener_ops = {
+    .accept = link_accept, .shutdown = link_shutdown, .free = link_listener_free};
 
 static Link *link_new(size_t capacity)
 {

@@ -14,8 +14,8 @@ static void connect_error(VmfConnector *connector, int err, GError **error)
 {
     if (vmf_connector_is_shut_down(connector, error))
         return;
-    g_set_error(error, VMF_ERROR, err == ETIME ? VMF_ERROR_TIMEOUT : VMF_ERROR_CONNECT, "%s: connect: %s", connector->uri->text,
-                err == ETIME ? "no answer in time" : g_strerror(err));
+    g_set_error(error, VMF_ERROR, err == ETIME ? VMF_ERROR_TIMEOUT : VMF_ERROR_CONNECT, "%s: connect: %s",
+                connector->uri->text, err == ETIME ? "no answer in time" : g_strerror(err));
 }
 
 /* Waits for a connection in progress. Returns 0 or an errno; ETIME is our own deadline, ETIMEDOUT the kernel's. */
@@ -33,7 +33,8 @@ static int wait_connected(VmfConnector *connector, int fd, int64_t deadline_ns)
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &length) < 0 ? errno : err;
 }
 
-static int connect_until(VmfConnector *connector, int fd, const struct sockaddr *address, socklen_t length, int64_t deadline_ns)
+static int connect_until(VmfConnector *connector, int fd, const struct sockaddr *address, socklen_t length,
+                         int64_t deadline_ns)
 {
     while (connect(fd, address, length) < 0) {
         if (errno == EINPROGRESS || errno == EINTR)
@@ -49,7 +50,8 @@ static int connect_until(VmfConnector *connector, int fd, const struct sockaddr 
 }
 
 /* Returns a connected descriptor or -1 with *@err. */
-static int connect_one(VmfConnector *connector, const struct sockaddr *address, socklen_t length, int64_t deadline_ns, int *err)
+static int connect_one(VmfConnector *connector, const struct sockaddr *address, socklen_t length, int64_t deadline_ns,
+                       int *err)
 {
     int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
@@ -116,7 +118,8 @@ static VmfConnector *socket_connector(const VmfConnectorOps *ops, VmfConnectFlag
     return connector;
 }
 
-/* What needs no name server is refused here already, before anybody prepares a migration; names are looked at when opening. */
+/* What needs no name server is refused here already, before anybody prepares a migration; names are looked at when
+ * opening. */
 static bool is_allowed(const VmfUri *uri, VmfConnectFlags flags, GError **error)
 {
     g_autoptr(VmfAddresses) list = NULL;

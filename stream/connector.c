@@ -2,8 +2,9 @@
 #include "stream/connector.h"
 
 static VmfConnector *(*const constructors[])(const VmfUri *uri, VmfConnectFlags flags, GError **error) = {
-    [VMF_URI_TCP] = vmf_connector_tcp_new,   [VMF_URI_UNIX] = vmf_connector_unix_new, [VMF_URI_FD] = vmf_connector_fd_new,
-    [VMF_URI_EXEC] = vmf_connector_exec_new, [VMF_URI_FILE] = vmf_connector_file_new,
+    [VMF_URI_TCP] = vmf_connector_tcp_new,   [VMF_URI_UNIX] = vmf_connector_unix_new,
+    [VMF_URI_FD] = vmf_connector_fd_new,     [VMF_URI_EXEC] = vmf_connector_exec_new,
+    [VMF_URI_FILE] = vmf_connector_file_new,
 };
 
 VmfConnector *vmf_connector_new(const char *uri, VmfConnectFlags flags, GError **error)

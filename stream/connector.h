@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Connectors from the inside. An implementation embeds VmfConnector first and is allocated with g_new0(). */
-#ifndef STREAM_CONNECTOR_H
-#define STREAM_CONNECTOR_H
+#ifndef VMF_STREAM_CONNECTOR_H
+#define VMF_STREAM_CONNECTOR_H
 
 #include "stream/channel.h"
 #include "stream/channel-wait.h"
 #include "stream/uri.h"
 
 typedef struct {
-    /* Opens one channel until @deadline_ns at the latest (VMF_ERROR_TIMEOUT); returns early when connector->wake is thrown. */
+    /* Opens one channel until @deadline_ns at the latest (VMF_ERROR_TIMEOUT); returns early when connector->wake is
+     * thrown. */
     VmfChannel *(*open)(VmfConnector *connector, int64_t deadline_ns, GError **error);
     /* Releases what the implementation holds; the caller frees the rest. NULL: nothing. */
     void (*free)(VmfConnector *connector);

@@ -4,10 +4,10 @@
  *
  * Theory of Operation
  *
- * Each direction knows its position and the faults that are still ahead, in order of their offsets. A transfer is shortened to end just
- * before the next fault. When the position stands on a fault, the fault happens: it changes what becomes of the one byte that follows,
- * which then is moved alone. The caller sees shorter transfers, which the rules of channels allow, and its buffers are never touched
- * on the way out.
+ * Each direction knows its position and the faults that are still ahead, in order of their offsets. A transfer is
+ * shortened to end just before the next fault. When the position stands on a fault, the fault happens: it changes what
+ * becomes of the one byte that follows, which then is moved alone. The caller sees shorter transfers, which the rules
+ * of channels allow, and its buffers are never touched on the way out.
  */
 #include "stream/channel-wait.h"
 #include "stream/filter-pass.h"
@@ -79,7 +79,8 @@ static bool is_down(FaultFilter *fault)
     return down;
 }
 
-/* A delay begins when somebody first asks for its byte. Returns false when it ends after @deadline_ns, or shutdown came. */
+/* A delay begins when somebody first asks for its byte. Returns false when it ends after @deadline_ns, or shutdown
+ * came. */
 static bool sit_out_delay(FaultFilter *fault, Direction *way, int64_t deadline_ns)
 {
     if (way->until_ns == 0)
@@ -90,7 +91,8 @@ static bool sit_out_delay(FaultFilter *fault, Direction *way, int64_t deadline_n
     return true;
 }
 
-/* Lets happen what stands at the position. False: not all of it by @deadline_ns, or the channel is down, if only by a cut. */
+/* Lets happen what stands at the position. False: not all of it by @deadline_ns, or the channel is down, if only by a
+ * cut. */
 static bool pass_faults(FaultFilter *fault, Direction *way, int64_t deadline_ns)
 {
     for (; way->next < way->n && way->faults[way->next].offset == way->position; way->next++) {
@@ -131,7 +133,7 @@ static void moved(Direction *way, ssize_t n)
     way->invert = false;
 }
 
-/* ---- reading --------------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 static ssize_t read_some(FaultFilter *fault, const struct iovec *iov, int n, GError **error)
 {
@@ -170,7 +172,7 @@ static int fault_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError *
     return vmf_channel_wait_readable(fault->filter.below, vmf_time_left(deadline), error);
 }
 
-/* ---- writing --------------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 static ssize_t write_some(FaultFilter *fault, const struct iovec *iov, int n, GError **error)
 {
@@ -205,7 +207,7 @@ static ssize_t fault_writev(VmfChannel *channel, const struct iovec *iov, int n,
     return write_some(fault, iov, n, error);
 }
 
-/* ---- the rest -------------------------------------------------------------------------------------------------------------- */
+/* ---- the rest --------------------------------------------------------------------------------------------------- */
 
 static void fault_shutdown(VmfChannel *channel)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* What a filter is made of: the channel below, and a table entry for everything that it leaves alone. */
-#ifndef STREAM_FILTER_PASS_H
-#define STREAM_FILTER_PASS_H
+#ifndef VMF_STREAM_FILTER_PASS_H
+#define VMF_STREAM_FILTER_PASS_H
 
 #include "stream/channel.h"
 

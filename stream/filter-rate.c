@@ -4,12 +4,13 @@
  *
  * Theory of Operation
  *
- * All channels of a limit take from one bucket before they write. Who finds too little in it waits in line: the first one sleeps until
- * the bucket holds enough for it, those behind it until they are first. So a short message of the main channel waits for at most one
- * piece of each page channel, however busy they are. A change of the limit wakes all, who look again.
+ * All channels of a limit take from one bucket before they write. Who finds too little in it waits in line: the first
+ * one sleeps until the bucket holds enough for it, those behind it until they are first. So a short message of the main
+ * channel waits for at most one piece of each page channel, however busy they are. A change of the limit wakes all, who
+ * look again.
  *
- * A write that is larger than the bucket goes out in pieces. From about 100 MB/s on a piece is larger than any record, and gather
- * writes stay whole.
+ * A write that is larger than the bucket goes out in pieces. From about 100 MB/s on a piece is larger than any record,
+ * and gather writes stay whole.
  *
  * Without a limit a write costs one relaxed load more.
  */
@@ -19,11 +20,10 @@
 
 #include <limits.h>
 
-#define NS_PER_S INT64_C(1000000000)
-#define BURST_NS (5 * 1000 * 1000)
+#define BURST_NS (5 * VMF_NS_PER_MS)
 #define BURST_BYTES_MIN 512
 
-/* ---- the bucket ------------------------------------------------------------------------------------------------------------ */
+/* ---- the bucket ------------------------------------------------------------------------------------------------- */
 
 static uint64_t muldiv(uint64_t a, uint64_t b, uint64_t divisor)
 {
@@ -40,8 +40,8 @@ static void fill(VmfTokenBucket *bucket, int64_t now_ns)
         return;
     earned = (unsigned __int128)(now_ns - bucket->at_ns) * bucket->rate + bucket->rest;
     bucket->at_ns = now_ns;
-    bucket->rest = (uint64_t)(earned % NS_PER_S);
-    earned /= NS_PER_S;
+    bucket->rest = (uint64_t)(earned % VMF_NS_PER_S);
+    earned /= VMF_NS_PER_S;
     bucket->level = earned >= bucket->burst - bucket->level ? bucket->burst : bucket->level + (uint64_t)earned;
 }
 
@@ -50,7 +50,7 @@ void vmf_token_bucket_set_rate(VmfTokenBucket *bucket, uint64_t rate, int64_t no
     fill(bucket, now_ns);
     bucket->level = bucket->rate == 0 ? 0 : bucket->level;
     bucket->rate = rate;
-    bucket->burst = MAX(muldiv(rate, BURST_NS, NS_PER_S), BURST_BYTES_MIN);
+    bucket->burst = MAX(muldiv(rate, BURST_NS, VMF_NS_PER_S), BURST_BYTES_MIN);
     bucket->level = MIN(bucket->level, bucket->burst);
     bucket->rest = 0;
     bucket->at_ns = now_ns;
@@ -64,7 +64,7 @@ uint64_t vmf_token_bucket_take(VmfTokenBucket *bucket, uint64_t want, int64_t no
         return want;
     fill(bucket, now_ns);
     if (bucket->level < enough) {
-        *ready_ns = bucket->at_ns + (int64_t)muldiv(enough - bucket->level, NS_PER_S, bucket->rate) + 1;
+        *ready_ns = bucket->at_ns + (int64_t)muldiv(enough - bucket->level, VMF_NS_PER_S, bucket->rate) + 1;
         return 0;
     }
     taken = MIN(want, bucket->level);
@@ -77,7 +77,7 @@ void vmf_token_bucket_return(VmfTokenBucket *bucket, uint64_t bytes)
     bucket->level = MIN(bucket->level + bytes, bucket->burst);
 }
 
-/* ---- the limit ------------------------------------------------------------------------------------------------------------- */
+/* ---- the limit -------------------------------------------------------------------------------------------------- */
 
 struct VmfRateLimit {
     atomic_int references;
@@ -118,7 +118,7 @@ void vmf_rate_limit_unref(VmfRateLimit *limit)
 void vmf_rate_limit_set(VmfRateLimit *limit, uint64_t bytes_per_second)
 {
     pthread_mutex_lock(&limit->lock);
-    vmf_token_bucket_set_rate(&limit->bucket, bytes_per_second, vmf_wait_clock_ns());
+    vmf_token_bucket_set_rate(&limit->bucket, bytes_per_second, vmf_now_ns());
     atomic_store_explicit(&limit->unlimited, bytes_per_second == 0, memory_order_relaxed);
     pthread_cond_broadcast(&limit->changed);
     pthread_mutex_unlock(&limit->lock);
@@ -136,7 +136,7 @@ static uint64_t take(VmfRateLimit *limit, uint64_t want, atomic_bool *down)
         int64_t ready_ns = VMF_NEVER;
 
         if (limit->line.head == &turn)
-            taken = vmf_token_bucket_take(&limit->bucket, want, vmf_wait_clock_ns(), &ready_ns);
+            taken = vmf_token_bucket_take(&limit->bucket, want, vmf_now_ns(), &ready_ns);
         if (taken > 0)
             break;
         vmf_cond_wait_until(&limit->changed, &limit->lock, ready_ns);
@@ -155,7 +155,7 @@ static void give_back(VmfRateLimit *limit, uint64_t bytes)
     pthread_mutex_unlock(&limit->lock);
 }
 
-/* ---- the filter ------------------------------------------------------------------------------------------------------------ */
+/* ---- the filter ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     VmfFilter filter;

@@ -1,28 +1,30 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The arithmetic of a rate limit, apart from clocks and threads. */
-#ifndef STREAM_FILTER_RATE_H
-#define STREAM_FILTER_RATE_H
+#ifndef VMF_STREAM_FILTER_RATE_H
+#define VMF_STREAM_FILTER_RATE_H
 
 #include <stdint.h>
 
 /*
- * A bucket that fills with @rate bytes a second up to @burst, and from which writes take. What a bucket holds when it is full may go
- * out at once: a few milliseconds' worth, so that a limit holds over short times too.
+ * A bucket that fills with @rate bytes a second up to @burst, and from which writes take. What a bucket holds when it
+ * is full may go out at once: a few milliseconds' worth, so that a limit holds over short times too.
  */
 typedef struct {
     uint64_t rate;  /* bytes a second, 0: unlimited */
     uint64_t burst; /* bytes */
     uint64_t level; /* bytes that may go out now */
-    uint64_t rest;  /* billionths of a byte that were earned beside it, so that no fraction is lost however often it is filled */
+    uint64_t rest;  /* billionths of a byte that were earned beside it, so that no fraction is lost however often it is
+                       filled */
     int64_t at_ns;  /* when it was filled last */
 } VmfTokenBucket;
 
-/* Starts empty at a rate that was unlimited; otherwise keeps what was earned so far, up to the new burst. Effective at @now_ns. */
+/* Starts empty at a rate that was unlimited; otherwise keeps what was earned so far, up to the new burst. Effective at
+ * @now_ns. */
 void vmf_token_bucket_set_rate(VmfTokenBucket *bucket, uint64_t rate, int64_t now_ns);
 
 /*
- * Takes what is there, up to @want bytes (above 0). Returns it, or 0 and when to come back in *@ready_ns: at once for small wants, a
- * piece worth a system call for large ones.
+ * Takes what is there, up to @want bytes (above 0). Returns it, or 0 and when to come back in *@ready_ns: at once for
+ * small wants, a piece worth a system call for large ones.
  */
 uint64_t vmf_token_bucket_take(VmfTokenBucket *bucket, uint64_t want, int64_t now_ns, int64_t *ready_ns);
 

@@ -2,8 +2,8 @@
 /*
  * Listening on tcp: and unix: addresses.
  *
- * A host name that stands for several addresses is bound to the first that works; who connects by the same name tries them all. An
- * empty host is bound once, for both IPv6 and IPv4.
+ * A host name that stands for several addresses is bound to the first that works; who connects by the same name tries
+ * them all. An empty host is bound once, for both IPv6 and IPv4.
  */
 #include "stream/listener.h"
 #include "stream/channel-fd.h"
@@ -45,7 +45,8 @@ static bool is_somebody_elses_trouble(int err)
     }
 }
 
-static VmfChannel *accepted_channel(SocketListener *listener, int fd, const struct sockaddr_storage *peer, socklen_t length)
+static VmfChannel *accepted_channel(SocketListener *listener, int fd, const struct sockaddr_storage *peer,
+                                    socklen_t length)
 {
     g_autofree char *name = NULL;
 
@@ -115,7 +116,7 @@ static int new_socket(int family)
     return socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 }
 
-/* ---- tcp ------------------------------------------------------------------------------------------------------------------- */
+/* ---- tcp -------------------------------------------------------------------------------------------------------- */
 
 static int bind_tcp(const VmfAddresses *at)
 {
@@ -183,7 +184,7 @@ VmfListener *vmf_listener_tcp_new(const VmfUri *uri, VmfConnectFlags flags, GErr
     return &listener->base;
 }
 
-/* ---- unix ------------------------------------------------------------------------------------------------------------------ */
+/* ---- unix ------------------------------------------------------------------------------------------------------- */
 
 /* A socket file that nobody listens on any more is what a killed process leaves behind. */
 static bool is_stale(const struct sockaddr_un *address)

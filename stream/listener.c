@@ -43,7 +43,8 @@ bool vmf_listener_is_shut_down(VmfListener *listener, GError **error)
 {
     if (!vmf_wake_is_thrown(&listener->wake))
         return false;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "%s: accept: the listener was shut down", vmf_listener_uri(listener));
+    g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "%s: accept: the listener was shut down",
+                vmf_listener_uri(listener));
     return true;
 }
 

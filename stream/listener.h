@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Listeners from the inside. An implementation embeds VmfListener first and is allocated with g_new0(). */
-#ifndef STREAM_LISTENER_H
-#define STREAM_LISTENER_H
+#ifndef VMF_STREAM_LISTENER_H
+#define VMF_STREAM_LISTENER_H
 
 #include "stream/connector.h"
 
 typedef struct {
-    /* Accepts one channel until @deadline_ns at the latest (VMF_ERROR_TIMEOUT); returns early when listener->wake is thrown. */
+    /* Accepts one channel until @deadline_ns at the latest (VMF_ERROR_TIMEOUT); returns early when listener->wake is
+     * thrown. */
     VmfChannel *(*accept)(VmfListener *listener, int64_t deadline_ns, GError **error);
     /* After the wake was thrown, for who does not poll it. NULL: nothing more to wake. */
     void (*shutdown)(VmfListener *listener);

@@ -46,7 +46,7 @@ bool vmf_empty_check(const VmfRecord *record, GError **error)
     return finished(&unpack, record, error);
 }
 
-/* ---- VERDICT --------------------------------------------------------------------------------------------------------------- */
+/* ---- VERDICT ---------------------------------------------------------------------------------------------------- */
 
 void vmf_verdict_clear(VmfVerdict *verdict)
 {
@@ -96,7 +96,7 @@ bool vmf_verdict_decode(const VmfRecord *record, bool swap, VmfVerdict *out, GEr
     return true;
 }
 
-/* ---- pages ----------------------------------------------------------------------------------------------------------------- */
+/* ---- pages ------------------------------------------------------------------------------------------------------ */
 
 bool vmf_page_channels_queue(VmfRecordWriter *writer, const VmfPageChannels *message, GError **error)
 {
@@ -212,7 +212,7 @@ bool vmf_u64_decode(const VmfRecord *record, bool swap, uint64_t *value, GError 
     return finished(&unpack, record, error);
 }
 
-/* ---- state ----------------------------------------------------------------------------------------------------------------- */
+/* ---- state ------------------------------------------------------------------------------------------------------ */
 
 bool vmf_section_queue(VmfRecordWriter *writer, const VmfSection *section, XXH3_state_t *sum, GError **error)
 {
@@ -243,7 +243,7 @@ bool vmf_section_decode(const VmfRecord *record, bool swap, VmfSection *out, GEr
     return finished(&unpack, record, error);
 }
 
-/* ---- handover -------------------------------------------------------------------------------------------------------------- */
+/* ---- handover --------------------------------------------------------------------------------------------------- */
 
 void vmf_switchover_clear(VmfSwitchover *message)
 {

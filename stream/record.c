@@ -45,7 +45,7 @@ void vmf_wire_pages_swap(VmfWirePages *pages)
     }
 }
 
-/* ---- writing --------------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 VmfRecordWriter *vmf_record_writer_new(VmfChannel *channel, VmfStreamFormat format)
 {
@@ -192,7 +192,7 @@ uint64_t vmf_record_writer_sum_end(VmfRecordWriter *writer)
     return sum;
 }
 
-/* ---- reading --------------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 VmfRecordReader *vmf_record_reader_new(VmfChannel *channel, VmfStreamFormat format)
 {

@@ -21,7 +21,7 @@ typedef struct {
     bool one_way;
 } VmfStreamFormat;
 
-/* ---- writing --------------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 /*
  * Records are written whole, one at a time, by any number of threads. Small ones may wait in a buffer (vmf_record_queue) until a
@@ -59,7 +59,7 @@ bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, c
 void vmf_record_writer_sum_begin(VmfRecordWriter *writer);
 uint64_t vmf_record_writer_sum_end(VmfRecordWriter *writer);
 
-/* ---- reading --------------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     uint32_t type;

@@ -73,7 +73,7 @@ bool vmf_static_data_is_static(uint32_t type)
     return (type & ~VMF_RECORD_OPTIONAL) <= VMF_STATIC_LAST;
 }
 
-/* ---- writing --------------------------------------------------------------------------------------------------------------- */
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 static void pack_counted(VmfPack *pack, uint32_t count)
 {
@@ -178,7 +178,7 @@ bool vmf_static_data_write(const VmfStaticData *data, VmfRecordWriter *writer, G
     return done;
 }
 
-/* ---- reading --------------------------------------------------------------------------------------------------------------- */
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
 
 static bool bad_body(uint32_t type, const char *what, GError **error)
 {

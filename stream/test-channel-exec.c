@@ -84,7 +84,8 @@ static void one_way_commands(void **state)
 {
     g_autofree char *directory = g_dir_make_tmp("vmferry-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(directory, "out", NULL), *contents = NULL, *text = NULL;
-    g_autofree char *to = g_strdup_printf("exec:sleep 0.05; cat > %s", path), *from = g_strdup_printf("exec:cat %s", path);
+    g_autofree char *to = g_strdup_printf("exec:sleep 0.05; cat > %s", path),
+                    *from = g_strdup_printf("exec:cat %s", path);
     g_autoptr(VmfConnector) connector = vmf_connector_new(to, VMF_CONNECT_ONE_WAY, NULL);
     g_autoptr(VmfListener) listener = vmf_listener_new(from, VMF_CONNECT_ONE_WAY, NULL);
     g_autoptr(VmfChannel) writer = vmf_connector_open(connector, -1, NULL), reader = NULL;
@@ -116,7 +117,8 @@ static void assert_says(GError *error, const char *what)
 static void a_failing_command_tells_its_status(void **state)
 {
     g_autoptr(VmfChannel) reading = run("printf ab; exit 3", VMF_EXEC_READ), writing = run("exit 5", VMF_EXEC_WRITE),
-                          killed = run("kill -9 $$", VMF_EXEC_READ), finishing = run("cat > /dev/null; exit 7", VMF_EXEC_WRITE),
+                          killed = run("kill -9 $$", VMF_EXEC_READ),
+                          finishing = run("cat > /dev/null; exit 7", VMF_EXEC_WRITE),
                           unknown = run("no-such-command-anywhere 2> /dev/null", BOTH);
     g_autoptr(GError) error = NULL;
     char buf[2];
@@ -206,7 +208,8 @@ static pid_t read_pid(VmfChannel *channel)
 /* A command may be a pipeline, and may ignore the polite signal. */
 static void nothing_of_a_command_is_left(void **state)
 {
-    static const char *const commands[] = {"echo $$; sleep 1000 | sleep 1000", "trap '' TERM; echo $$; sleep 1000; sleep 1000"};
+    static const char *const commands[] = {"echo $$; sleep 1000 | sleep 1000",
+                                           "trap '' TERM; echo $$; sleep 1000; sleep 1000"};
 
     for (size_t i = 0; i < G_N_ELEMENTS(commands); i++) {
         g_autoptr(VmfChannel) channel = run(commands[i], VMF_EXEC_READ);

@@ -26,7 +26,7 @@ typedef struct {
     VmfChannel *reader;
 } Ends;
 
-/* ---- the kinds ------------------------------------------------------------------------------------------------------------- */
+/* ---- the kinds -------------------------------------------------------------------------------------------------- */
 
 static Ends memory_ends(void)
 {
@@ -57,7 +57,8 @@ static Ends tcp_ends(void)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof(address);
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), out = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), in;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), out = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0),
+        in;
 
     assert_int_equal(bind(listener, (struct sockaddr *)&address, length), 0);
     assert_int_equal(listen(listener, 1), 0);
@@ -129,7 +130,7 @@ static void free_ends(Ends ends)
     vmf_channel_free(ends.reader);
 }
 
-/* ---- threads --------------------------------------------------------------------------------------------------------------- */
+/* ---- threads ---------------------------------------------------------------------------------------------------- */
 
 static uint8_t pattern(size_t i)
 {
@@ -169,7 +170,7 @@ static void *write_pieces(void *opaque)
     return GINT_TO_POINTER(vmf_channel_writev_all(opaque, iov, PIECES, NULL));
 }
 
-/* ---- the promises ---------------------------------------------------------------------------------------------------------- */
+/* ---- the promises ----------------------------------------------------------------------------------------------- */
 
 static void long_vectors_arrive_whole(void **state)
 {
@@ -365,7 +366,7 @@ static void a_vanished_reader_is_an_error_not_a_signal(void **state)
     vmf_channel_free(ends.writer);
 }
 
-/* ---- particular kinds ------------------------------------------------------------------------------------------------------ */
+/* ---- particular kinds ------------------------------------------------------------------------------------------- */
 
 static void both_directions_of_a_pair(void **state)
 {
@@ -480,25 +481,35 @@ static void heads_of_vectors(void **state)
     assert_int_equal(vmf_iov_length(head, 3), 5);
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------------------------------- */
+/* ---- all of it -------------------------------------------------------------------------------------------------- */
 
-#define OF_ALL(f) {#f, f}
+#define OF_ALL(f)                                                                                                      \
+    {                                                                                                                  \
+#f, f                                                                                                          \
+    }
 static const struct {
     const char *name;
     CMUnitTestFunction function;
 } promises[] = {
-    OF_ALL(long_vectors_arrive_whole),   OF_ALL(end_of_stream_is_told_apart),
-    OF_ALL(nothing_to_move_never_waits), OF_ALL(waiting_has_an_end),
-    OF_ALL(shutdown_wakes_a_reader),     OF_ALL(shutdown_wakes_who_waits_for_a_byte),
-    OF_ALL(shutdown_wakes_a_writer),     OF_ALL(shutdown_is_for_ever),
+    OF_ALL(long_vectors_arrive_whole),
+    OF_ALL(end_of_stream_is_told_apart),
+    OF_ALL(nothing_to_move_never_waits),
+    OF_ALL(waiting_has_an_end),
+    OF_ALL(shutdown_wakes_a_reader),
+    OF_ALL(shutdown_wakes_who_waits_for_a_byte),
+    OF_ALL(shutdown_wakes_a_writer),
+    OF_ALL(shutdown_is_for_ever),
     OF_ALL(what_is_there_is_read_after_the_deadline_too),
     OF_ALL(a_vanished_reader_is_an_error_not_a_signal),
 };
 
 static const struct CMUnitTest particular[] = {
-    cmocka_unit_test(both_directions_of_a_pair),         cmocka_unit_test(a_pipe_has_one_direction),
-    cmocka_unit_test(flags_of_a_shared_pipe_come_back),  cmocka_unit_test(a_pending_sigpipe_of_others_stays),
-    cmocka_unit_test(a_socket_tells_what_is_on_its_way), cmocka_unit_test(descriptors_that_are_no_channel),
+    cmocka_unit_test(both_directions_of_a_pair),
+    cmocka_unit_test(a_pipe_has_one_direction),
+    cmocka_unit_test(flags_of_a_shared_pipe_come_back),
+    cmocka_unit_test(a_pending_sigpipe_of_others_stays),
+    cmocka_unit_test(a_socket_tells_what_is_on_its_way),
+    cmocka_unit_test(descriptors_that_are_no_channel),
     cmocka_unit_test(heads_of_vectors),
 };
 

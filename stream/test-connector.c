@@ -21,7 +21,7 @@
 #define S (1000 * MS)
 #define FOR_EVER INT64_C(-1)
 
-/* ---- helpers --------------------------------------------------------------------------------------------------------------- */
+/* ---- helpers ---------------------------------------------------------------------------------------------------- */
 
 static int make_directory(void **state)
 {
@@ -88,7 +88,8 @@ static VmfChannel *accept_one(VmfListener *at)
     return channel;
 }
 
-static void assert_refused(const char *uri, VmfConnectFlags flags, VmfErrorCode connector_code, VmfErrorCode listener_code)
+static void assert_refused(const char *uri, VmfConnectFlags flags, VmfErrorCode connector_code,
+                           VmfErrorCode listener_code)
 {
     g_autoptr(GError) connect_error = NULL, listen_error = NULL;
 
@@ -128,7 +129,7 @@ static void assert_meets(const char *listen_uri)
     }
 }
 
-/* ---- sockets --------------------------------------------------------------------------------------------------------------- */
+/* ---- sockets ---------------------------------------------------------------------------------------------------- */
 
 static bool has_ip6_loopback(void)
 {
@@ -177,8 +178,9 @@ static void a_wildcard_serves_both_families(void **state)
 
 static void plaintext_off_the_loopback_is_refused(void **state)
 {
-    static const char *const off[] = {"tcp:10.0.0.2:4444", "tcp:0.0.0.0:4444", "tcp:[::]:4444", "tcp:[2001:db8::1]:4444",
-                                      "tcp:126.255.255.255:4444", "tcp:128.0.0.1:4444", "tcp:[::ffff:10.0.0.2]:4444"};
+    static const char *const off[] = {"tcp:10.0.0.2:4444",         "tcp:0.0.0.0:4444",         "tcp:[::]:4444",
+                                      "tcp:[2001:db8::1]:4444",    "tcp:126.255.255.255:4444", "tcp:128.0.0.1:4444",
+                                      "tcp:[::ffff:10.0.0.2]:4444"};
 
     for (size_t i = 0; i < G_N_ELEMENTS(off); i++) {
         G_GNUC_UNUSED g_autoptr(VmfConnector) allowed = connector(off[i], VMF_CONNECT_INSECURE);
@@ -194,7 +196,8 @@ static void loopback_addresses(void **state)
     static const struct {
         const char *ip;
         bool loopback;
-    } table[] = {{"127.0.0.1", true}, {"127.255.0.9", true}, {"128.0.0.1", false}, {"0.0.0.0", false}, {"1.0.0.127", false}};
+    } table[] = {
+        {"127.0.0.1", true}, {"127.255.0.9", true}, {"128.0.0.1", false}, {"0.0.0.0", false}, {"1.0.0.127", false}};
     static const struct {
         const char *ip;
         bool loopback;
@@ -381,7 +384,7 @@ static void strangers_come_and_go(void **state)
     assert_joined(a, b);
 }
 
-/* ---- accepting ------------------------------------------------------------------------------------------------------------- */
+/* ---- accepting -------------------------------------------------------------------------------------------------- */
 
 static void *accept_for_ever(void *at)
 {
@@ -429,7 +432,7 @@ static void accepting_has_an_end(void **state)
     assert_accept_ends(memory);
 }
 
-/* ---- the memory link ------------------------------------------------------------------------------------------------------- */
+/* ---- the memory link -------------------------------------------------------------------------------------------- */
 
 static void memory_meets(void **state)
 {
@@ -473,7 +476,7 @@ static void memory_ends_go_in_any_order(void **state)
     vmf_listener_free(at);
 }
 
-/* ---- wraps ----------------------------------------------------------------------------------------------------------------- */
+/* ---- wraps ------------------------------------------------------------------------------------------------------ */
 
 static VmfChannel *count_and_note(VmfChannel *channel, unsigned index, void *opaque)
 {
@@ -511,7 +514,7 @@ static void wraps_see_every_channel(void **state)
     }
 }
 
-/* ---- descriptors ----------------------------------------------------------------------------------------------------------- */
+/* ---- descriptors ------------------------------------------------------------------------------------------------ */
 
 static char *fd_uri(int fd)
 {
@@ -596,7 +599,7 @@ static void an_unused_descriptor_is_closed(void **state)
     close(fds[0]);
 }
 
-/* ---- files ----------------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------------------------------ */
 
 static void assert_contents(const char *path, const char *expected)
 {
@@ -713,7 +716,8 @@ static void a_file_is_read_once(void **state)
 
 static void files_that_will_not_do(void **state)
 {
-    g_autofree char *missing = in_directory(state, "file:", "missing"), *nowhere = in_directory(state, "file:", "no/where");
+    g_autofree char *missing = in_directory(state, "file:", "missing"),
+                    *nowhere = in_directory(state, "file:", "no/where");
     g_autofree char *directory = in_directory(state, "file:", ""), *fifo = in_directory(state, "file:", "fifo");
     g_autoptr(VmfConnector) from = connector(nowhere, 0);
     g_autoptr(GError) error = NULL;

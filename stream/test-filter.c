@@ -57,7 +57,7 @@ static bool read_text(VmfChannel *channel, char *text, size_t length, GError **e
     return vmf_channel_readv_all(channel, iov, G_N_ELEMENTS(iov), error);
 }
 
-/* ---- counting -------------------------------------------------------------------------------------------------------------- */
+/* ---- counting --------------------------------------------------------------------------------------------------- */
 
 static void bytes_are_counted_each_way(void **state)
 {
@@ -74,7 +74,7 @@ static void bytes_are_counted_each_way(void **state)
     free_ends((Ends){a, b});
 }
 
-/* ---- faults ---------------------------------------------------------------------------------------------------------------- */
+/* ---- faults ----------------------------------------------------------------------------------------------------- */
 
 static void a_flip_hits_its_byte_alone(void **state)
 {
@@ -99,10 +99,16 @@ static void a_flip_hits_its_byte_alone(void **state)
 
 static void each_fault_happens_once(void **state)
 {
-    const VmfFault faults[] = {{VMF_FAULT_FLIP, false, LENGTH + 2, 0}, {VMF_FAULT_FLIP, false, 2, 0},
-                               {VMF_FAULT_FLIP, false, 3, 0},          {VMF_FAULT_FLIP, false, 7, 0},
+    const VmfFault faults[] = {{VMF_FAULT_FLIP, false, LENGTH + 2, 0},
+                               {VMF_FAULT_FLIP, false, 2, 0},
+                               {VMF_FAULT_FLIP, false, 3, 0},
+                               {VMF_FAULT_FLIP, false, 7, 0},
                                {VMF_FAULT_FLIP, false, 7, 0}};
-    static const char *const expected[] = {"01\xcd\xcc" "456789", "01\xcd" "3456789", TEXT};
+    static const char *const expected[] = {"01\xcd\xcc"
+                                           "456789",
+                                           "01\xcd"
+                                           "3456789",
+                                           TEXT};
     Ends ends = with_faults(faults, G_N_ELEMENTS(faults));
     char text[LENGTH + 1];
 
@@ -209,11 +215,11 @@ static void a_delay_holds_back_its_byte(void **state)
 {
     VmfFault fault = {.kind = VMF_FAULT_DELAY, .offset = 4, .delay_ns = 20 * MS};
     Ends ends = with_faults(&fault, 1);
-    int64_t before = vmf_wait_clock_ns();
+    int64_t before = vmf_now_ns();
     char text[LENGTH + 1];
 
     assert_true(write_text(ends.near, NULL));
-    assert_true(vmf_wait_clock_ns() - before >= 20 * MS);
+    assert_true(vmf_now_ns() - before >= 20 * MS);
     assert_true(read_text(ends.far, text, LENGTH, NULL));
     assert_string_equal(text, TEXT);
     free_ends(ends);
@@ -295,7 +301,7 @@ static void filters_stack(void **state)
     free_ends((Ends){a, b});
 }
 
-/* ---- the arithmetic of a limit, on a clock of our own ---------------------------------------------------------------------- */
+/* ---- the arithmetic of a limit, on a clock of our own ----------------------------------------------------------- */
 
 static VmfTokenBucket bucket_at(uint64_t rate)
 {
@@ -336,8 +342,8 @@ static void a_rate_is_kept_over_any_time(void **state)
             uint64_t fair = (uint64_t)((double)rates[r] * span / 1e9);
 
             if (sent > fair + 1 || sent + bucket.burst + 1 < fair)
-                fail_msg("%" PRIu64 " bytes a second in pieces of %" PRIu64 ": %" PRIu64 " bytes, not %" PRIu64, rates[r],
-                         wants[w], sent, fair);
+                fail_msg("%" PRIu64 " bytes a second in pieces of %" PRIu64 ": %" PRIu64 " bytes, not %" PRIu64,
+                         rates[r], wants[w], sent, fair);
         }
 }
 
@@ -399,7 +405,7 @@ static void what_was_not_sent_is_given_back(void **state)
     assert_int_equal(bucket.level, bucket.burst);
 }
 
-/* ---- limits on channels ---------------------------------------------------------------------------------------------------- */
+/* ---- limits on channels ----------------------------------------------------------------------------------------- */
 
 #define CHANNELS 4
 #define BYTES_EACH (64 * 1024)
@@ -418,7 +424,7 @@ static void channels_share_a_limit(void **state)
     g_autoptr(VmfRateLimit) limit = vmf_rate_limit_new(rate);
     VmfChannel *near[CHANNELS], *far[CHANNELS];
     pthread_t threads[CHANNELS];
-    int64_t before = vmf_wait_clock_ns(), least = (int64_t)CHANNELS * BYTES_EACH * S / (int64_t)rate - 6 * MS;
+    int64_t before = vmf_now_ns(), least = (int64_t)CHANNELS * BYTES_EACH * S / (int64_t)rate - 6 * MS;
 
     for (int i = 0; i < CHANNELS; i++) {
         vmf_channel_memory_pair(BYTES_EACH, &near[i], &far[i]);
@@ -431,7 +437,7 @@ static void channels_share_a_limit(void **state)
         pthread_join(threads[i], &written);
         assert_true(GPOINTER_TO_INT(written));
     }
-    assert_true(vmf_wait_clock_ns() - before >= least);
+    assert_true(vmf_now_ns() - before >= least);
     for (int i = 0; i < CHANNELS; i++)
         free_ends((Ends){near[i], far[i]});
 }

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-#define A107                                                                                                                \
+#define A107                                                                                                           \
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 static const struct {

@@ -2,11 +2,11 @@
 /*
  * Addresses as people write them: tcp:HOST:PORT unix:PATH fd:N exec:COMMAND file:PATH
  *
- * Parsing is strict: what is not understood is refused with VMF_ERROR_URI, never ignored. IPv6 addresses stand in brackets. An empty
- * HOST is every address of this host, and so good for listening only, as QEMU has it.
+ * Parsing is strict: what is not understood is refused with VMF_ERROR_URI, never ignored. IPv6 addresses stand in
+ * brackets. An empty HOST is every address of this host, and so good for listening only, as QEMU has it.
  */
-#ifndef STREAM_URI_H
-#define STREAM_URI_H
+#ifndef VMF_STREAM_URI_H
+#define VMF_STREAM_URI_H
 
 #include <vmferry/error.h>
 #include <stdbool.h>
