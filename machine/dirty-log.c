@@ -17,6 +17,10 @@
  * before the exchange clears it while the store becomes visible only after the page was read, and the write is lost. It
  * would need a full fence between the two, which costs what the locked instruction costs.
  *
+ * Between the store and the fetch_or the vCPU's thread may be off its processor for milliseconds. Whoever reads the page
+ * then sees a change that the log does not explain yet. So a harvest first lets the vCPU get past the instruction it is
+ * at: what was visible when the harvest began is in it.
+ *
  * The summary is cleared before the words and set after them, so a word other than zero never hides behind a clear
  * summary bit. A summary bit over a zero word is harmless. Here the shortcut is sound: the load of the summary follows
  * a fetch_or on the word, and where that one read the result of the exchange it also sees the summary cleared before.
@@ -28,6 +32,7 @@
 struct VmfRv32Log {
     unsigned n_blocks;
     VmfRv32LogAttach attach;
+    VmfRv32LogPass pass;
     void *opaque;
     VmfLogBitmap bitmaps[];
 };
@@ -63,12 +68,14 @@ static void destroy_bitmaps(VmfRv32Log *log)
     }
 }
 
-VmfRv32Log *vmf_rv32_log_new(const uint64_t *n_pages, unsigned n_blocks, VmfRv32LogAttach attach, void *opaque)
+VmfRv32Log *vmf_rv32_log_new(const uint64_t *n_pages, unsigned n_blocks, VmfRv32LogAttach attach, VmfRv32LogPass pass,
+                               void *opaque)
 {
     VmfRv32Log *log = g_malloc0(sizeof(*log) + n_blocks * sizeof(log->bitmaps[0]));
 
     log->n_blocks = n_blocks;
     log->attach = attach;
+    log->pass = pass;
     log->opaque = opaque;
     for (unsigned i = 0; i < n_blocks; i++)
         log->bitmaps[i].n_pages = n_pages[i];
@@ -131,6 +138,7 @@ static bool dirty_log_harvest(void *opaque, unsigned block, Report report, void 
         g_set_error(error, VMF_ERROR, VMF_ERROR_INTERNAL, "dirty log: harvest of block %u: not recorded", block);
         return false;
     }
+    log->pass(log->opaque);
     for (uint64_t group = 0; group < log->bitmaps[block].n_summary; group++) {
         uint64_t bits = atomic_load_explicit(&log->bitmaps[block].summary[group], memory_order_acquire);
 

@@ -37,10 +37,13 @@ static inline void vmf_log_bitmap_mark(VmfLogBitmap *bitmap, uint64_t page)
 /* Which bitmaps the vCPU writes: called while a log starts and stops, with NULL for none. Returns when the vCPU has
  * seen it. */
 typedef void (*VmfRv32LogAttach)(void *opaque, VmfLogBitmap *bitmaps);
+/* Returns once the vCPU has finished the instruction it was at, so that its bit is set as well as its store. */
+typedef void (*VmfRv32LogPass)(void *opaque);
 
 typedef struct VmfRv32Log VmfRv32Log;
 /* @n_pages: pages of each of the @n_blocks blocks, in the order of the guest's list. */
-VmfRv32Log *vmf_rv32_log_new(const uint64_t *n_pages, unsigned n_blocks, VmfRv32LogAttach attach, void *opaque);
+VmfRv32Log *vmf_rv32_log_new(const uint64_t *n_pages, unsigned n_blocks, VmfRv32LogAttach attach, VmfRv32LogPass pass,
+                               void *opaque);
 void vmf_rv32_log_free(VmfRv32Log *log);
 
 /* The opaque of these is a VmfRv32Log. */

@@ -57,6 +57,9 @@ struct VmfMachine {
     bool finishing; /* no longer to run, but on the way to stop_at */
     bool standing;  /* the vCPU thread is between two instructions and stays there */
     bool quit;
+    bool executing;  /* the vCPU thread is inside a slice */
+    uint64_t slices; /* ended */
+    unsigned passing; /* how many callers wait for the end of a slice */
     unsigned holds; /* how many callers need it to stand for a moment */
     bool released;  /* memory given back */
     unsigned throttle_percent;
@@ -91,6 +94,8 @@ void vmf_vcpu_stop(VmfMachine *machine);
 /* Takes the lock with the vCPU standing, and lets both go again. */
 void vmf_vcpu_hold(VmfMachine *machine);
 void vmf_vcpu_unhold(VmfMachine *machine);
+/* Returns once the vCPU has got past the instruction it is at (opaque: the machine). The guest does not stop for it. */
+void vmf_vcpu_pass(void *opaque);
 extern const VmfGuestOps vmf_machine_guest_ops;
 
 /* devices.c: the callbacks of VmfRv32, opaque is the machine */

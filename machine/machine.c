@@ -127,7 +127,7 @@ static void add_dirty_log(VmfMachine *m)
 
     for (unsigned block = 0; block < N_BLOCKS; block++)
         n_pages[block] = vmf_ram_block_size(vmf_guest_ram(m->guest, block)) / PAGE_SIZE;
-    m->dirty_log = vmf_rv32_log_new(n_pages, N_BLOCKS, attach_dirty_log, m);
+    m->dirty_log = vmf_rv32_log_new(n_pages, N_BLOCKS, attach_dirty_log, vmf_vcpu_pass, m);
     vmf_guest_set_dirty_log(m->guest, &vmf_rv32_log_ops, m->dirty_log);
 }
 

@@ -61,9 +61,14 @@ static void run_slice(VmfMachine *m)
 
     if (m->stop_at && limit > m->stop_at)
         limit = m->stop_at;
+    m->executing = true;
     pthread_mutex_unlock(&m->lock);
     vmf_rv32_run(&m->cpu, limit);
     pthread_mutex_lock(&m->lock);
+    m->executing = false;
+    m->slices++;
+    if (m->passing)
+        pthread_cond_broadcast(&m->changed);
     m->instructions = m->cpu.state.instructions;
 }
 
@@ -161,6 +166,19 @@ void vmf_vcpu_unhold(VmfMachine *m)
 {
     m->holds--;
     pthread_cond_broadcast(&m->changed);
+    pthread_mutex_unlock(&m->lock);
+}
+
+void vmf_vcpu_pass(void *opaque)
+{
+    VmfMachine *m = opaque;
+
+    pthread_mutex_lock(&m->lock);
+    uint64_t slice = m->slices;
+    m->passing++;
+    while (m->executing && m->slices == slice)
+        pthread_cond_wait(&m->changed, &m->lock);
+    m->passing--;
     pthread_mutex_unlock(&m->lock);
 }
 

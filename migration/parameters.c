@@ -51,6 +51,15 @@ static bool check_range(const char *name, uint64_t value, uint64_t least, uint64
     return false;
 }
 
+/* Version 2 has fixed features, and this is none of them. */
+static bool check_audit(const VmfParameters *p, GError **error)
+{
+    if (p->stream_version != 2 || p->audit != VMF_AUDIT_BEFORE)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "parameters: audit before: stream version 2 has no such feature");
+    return false;
+}
+
 static bool check_numbers(const VmfParameters *p, GError **error)
 {
     return check_range("channels", p->channels, 1, VMF_CHANNELS_MAX, "", error) &&
@@ -58,7 +67,7 @@ static bool check_numbers(const VmfParameters *p, GError **error)
            check_range("switchover-timeout", p->switchover_timeout_ns, 1, VMF_SWITCHOVER_TIMEOUT_MAX_NS, " ns",
                        error) &&
            check_range("audit", p->audit, 0, VMF_AUDIT_N - 1, "", error) &&
-           check_range("stream-version", p->stream_version, 2, 3, "", error) &&
+           check_audit(p, error) && check_range("stream-version", p->stream_version, 2, 3, "", error) &&
            check_range("minimum-rounds", p->minimum_rounds, 0, VMF_MINIMUM_ROUNDS_MAX, "", error) &&
            check_range("throttle-maximum", p->throttle_maximum, 0, 99, " %", error);
 }

@@ -169,7 +169,7 @@ static bool wait_for_continue(VmfSource *source, GError **error)
     while (!go) {
         pthread_mutex_lock(&session->lock);
         if (!session->may_continue && !vmf_session_is_cancelled(session))
-            vmf_session_wait_locked(session, vmf_now_ns() + 100 * VMF_NS_PER_MS);
+            vmf_session_wait_locked(session, vmf_now_ns() + 20 * VMF_NS_PER_MS);
         go = session->may_continue;
         pthread_mutex_unlock(&session->lock);
         if (!vmf_session_check_cancelled(session, error) || !vmf_source_pending(source, true, &pending, error) ||

@@ -4,6 +4,9 @@
 #include <vmferry/error.h>
 
 #include "ram/block.h"
+#include "stream/clock.h"
+
+#define DRAIN_NS (20 * VMF_NS_PER_MS)
 
 static void tell_mended(void *opaque, const char *text)
 {
@@ -95,9 +98,14 @@ static bool ram_setup(void *opaque, VmfSaveStream *stream, GError **error)
     return ram->fanout != NULL;
 }
 
+/* With nothing to send, a round is to wait for what is under way: it is all that stands between here and the stop. */
 static bool ram_iterate(void *opaque, VmfSaveStream *stream, GError **error)
 {
-    return vmf_fanout_round(((VmfRamSource *)opaque)->fanout, error);
+    VmfRamSource *ram = opaque;
+
+    if (ram->save->round > 0 && vmf_ram_save_pending_bytes(ram->save) == 0)
+        vmf_flight_drain(ram->save->flight, DRAIN_NS);
+    return vmf_fanout_round(ram->fanout, error);
 }
 
 static void ram_pending_estimate(void *opaque, VmfPending *pending)

@@ -288,13 +288,36 @@ bool vmf_return_path_next(VmfReturnPath *path, int64_t deadline_ns, bool cancell
     return false;
 }
 
+/* Ahead of the thread, a version 2 target's refusal lies there unread. */
+static void explain_unstarted(VmfReturnPath *path, GError **error)
+{
+    VmfRecord record;
+    GError *why = NULL;
+
+    if (vmf_channel_wait_readable(path->main.reader->channel, EXPLAIN_NS, NULL) <= 0 ||
+        !read_record(path->main.reader, &record, NULL))
+        return;
+    if (record.type == VMF_RECORD_VERDICT)
+        take_refusal(path, &record, &why);
+    else if (record.type == VMF_RECORD_FAILED)
+        take_failed(path, &record, &why);
+    if (!why)
+        return;
+    g_clear_error(error);
+    g_propagate_error(error, why);
+}
+
 void vmf_return_path_explain(VmfReturnPath *path, GError **error)
 {
     VmfSession *session = path->session;
     int64_t deadline = vmf_now_ns() + EXPLAIN_NS;
 
-    if (!path->main.started || vmf_session_is_cancelled(session))
+    if (vmf_session_is_cancelled(session))
         return;
+    if (!path->main.started) {
+        explain_unstarted(path, error);
+        return;
+    }
     pthread_mutex_lock(&session->lock);
     while (!path->failure && vmf_session_wait_locked(session, deadline))
         ;

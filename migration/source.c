@@ -298,13 +298,6 @@ static bool connect_target(VmfSource *source, GError **error)
     return send_static_data(source, error);
 }
 
-static bool agree(VmfSource *source, GError **error)
-{
-    bool start_now = source->return_path && source->format.version < 3;
-
-    return await_verdict(source, error) && (!start_now || vmf_return_path_start(source->return_path, error));
-}
-
 static bool migrate(VmfSource *source, GError **error)
 {
     VmfSession *session = source->session;
@@ -314,9 +307,8 @@ static bool migrate(VmfSource *source, GError **error)
         return false;
     if (session->parameters.dry_run)
         return preflight(source, error);
-    if (!agree(source, error) || !open_page_channels(source, error))
-        return false;
-    if (source->return_path && source->format.version >= 3 && !vmf_return_path_start(source->return_path, error))
+    if (!await_verdict(source, error) || !open_page_channels(source, error) ||
+        (source->return_path && !vmf_return_path_start(source->return_path, error)))
         return false;
     source->begun_ns = vmf_now_ns();
     show_statistics(source, true);

@@ -450,6 +450,7 @@ static void note_running(Target *target)
     target->session->statistics.total_ns = (uint64_t)(vmf_now_ns() - target->begun_ns);
     target->session->statistics.verified = VMF_VERIFIED_TRANSPORT;
     pthread_mutex_unlock(&target->session->lock);
+    vmf_session_set_status(target->session, VMF_STATUS_COMPLETED);
 }
 
 /* Whether the source hears of it does not matter any more: the guest runs here. */
@@ -695,7 +696,7 @@ static void settle(Target *target, bool done, const GError *error)
         session->statistics.outcome = VMF_OUTCOME_HELD;
         pthread_mutex_unlock(&session->lock);
     } else if (done) {
-        vmf_session_set_status(session, VMF_STATUS_COMPLETED);
+        return; /* said when it ran */
     } else if (g_error_matches(error, VMF_ERROR, VMF_ERROR_CANCELLED)) {
         vmf_session_set_status(session, VMF_STATUS_CANCELLING);
         vmf_session_set_status(session, VMF_STATUS_CANCELLED);
