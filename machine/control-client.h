@@ -2,9 +2,9 @@
 /*
  * One connection to the control socket: requests in, responses and events out.
  *
- * Bounds: a request (VMF_QMP_REQUEST_MAX), the descriptors that wait for a getfd, and the output. Once more than a little output waits
- * the client's requests wait too, so a client that writes without reading only stops itself; events go on, and a client that lets
- * them pile up is dropped.
+ * Bounds: a request (VMF_QMP_REQUEST_MAX), the descriptors that wait for a getfd, and the output. Once more than a
+ * little output waits the client's requests wait too, so a client that writes without reading only stops itself; events
+ * go on, and a client that lets them pile up is dropped.
  */
 #ifndef VMFERRY_MACHINE_CONTROL_CLIENT_H
 #define VMFERRY_MACHINE_CONTROL_CLIENT_H
@@ -19,7 +19,8 @@
 typedef struct VmfControlClient VmfControlClient;
 
 typedef struct {
-    /* One whole request, or NULL with @problem where there was something that is no request. Returns the response, owned. */
+    /* One whole request, or NULL with @problem where there was something that is no request. Returns the response,
+     * owned. */
     json_t *(*request)(void *opaque, VmfControlClient *client, json_t *request, const char *problem);
     /* The connection is over: the owner frees the client, not from within this call. */
     void (*gone)(void *opaque, VmfControlClient *client);

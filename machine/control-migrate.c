@@ -65,10 +65,14 @@ static bool begin(VmfControl *control, VmfConnector *connector, const VmfParamet
         .ops = connector ? &source_ops : &target_ops,
         .opaque = control,
     };
-    VmfMigration *migration = vmf_migration_new(&config, error);
+    VmfMigration *migration;
 
-    if (!migration)
+    vmf_machine_lend(control->config.machine);
+    migration = vmf_migration_new(&config, error);
+    if (!migration) {
+        vmf_machine_take_back(control->config.machine);
         return false;
+    }
     vmf_migration_free(control->migration);
     control->migration = migration;
     control->passes_told = 0;
@@ -76,7 +80,8 @@ static bool begin(VmfControl *control, VmfConnector *connector, const VmfParamet
     return true;
 }
 
-/* ---- out of here ----------------------------------------------------------------------------------------------------------- */
+/* ---- out of here
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static bool may_migrate(VmfControl *control, GError **error)
 {
@@ -124,8 +129,14 @@ static void tell_end(VmfControl *control)
     stop_pass_timer(control);
     tell_passes(control);
     vmf_control_note_run_state(control);
-    vmf_control_event(control, "X_VMFERRY_MIGRATION_ENDED",
-                      vmf_qmp_migration_detail(control->migration));
+    vmf_control_event(control, "X_VMFERRY_MIGRATION_ENDED", vmf_qmp_migration_detail(control->migration));
+}
+
+/* The guest is its owner's alone again, unless it has gone or may have. */
+static void take_back(VmfControl *control)
+{
+    if (!vmf_migration_has_moved_away(control->migration) && !vmf_control_is_held(control))
+        vmf_machine_take_back(control->config.machine);
 }
 
 static void on_source_ended(void *opaque)
@@ -133,17 +144,20 @@ static void on_source_ended(void *opaque)
     VmfControl *control = opaque;
     VmfStatistics statistics;
 
+    take_back(control);
     tell_end(control);
     vmf_migration_get_statistics(control->migration, &statistics);
     if (vmf_migration_has_moved_away(control->migration))
-        vmf_machine_release_ram(control->config.machine, NULL); /* what cannot be given back now goes with the process */
+        vmf_machine_release_ram(control->config.machine,
+                                NULL); /* what cannot be given back now goes with the process */
     else if (statistics.outcome == VMF_OUTCOME_COMPLETED && vmf_migration_is_one_way(control->migration))
         after_save(control);
     if (control->quitting)
         g_main_loop_quit(control->loop);
 }
 
-/* ---- into here ------------------------------------------------------------------------------------------------------------- */
+/* ---- into here
+ * ------------------------------------------------------------------------------------------------------------- */
 
 static bool await_guest(VmfControl *control, GError **error)
 {
@@ -178,6 +192,7 @@ const char *vmf_control_incoming_uri(const VmfControl *control)
 static void arrived(VmfControl *control)
 {
     control->awaiting_guest = false;
+    vmf_machine_take_back(control->config.machine);
     vmf_listener_shutdown(control->listener);
     tell_end(control);
     if (control->quitting)
@@ -190,7 +205,8 @@ static void did_not_arrive(VmfControl *control)
 
     tell_end(control);
     if (!control->quitting)
-        control->error = error ? g_error_copy(error) : g_error_new(VMF_ERROR, VMF_ERROR_INTERNAL, "the guest did not arrive");
+        control->error =
+            error ? g_error_copy(error) : g_error_new(VMF_ERROR, VMF_ERROR_INTERNAL, "the guest did not arrive");
     g_main_loop_quit(control->loop);
 }
 

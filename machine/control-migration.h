@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* One migration of the machine, from the command to its outcome: a session, the thread that runs it, and what became of it. */
+/* One migration of the machine, from the command to its outcome: a session, the thread that runs it, and what became of
+ * it. */
 #ifndef VMFERRY_MACHINE_CONTROL_MIGRATION_H
 #define VMFERRY_MACHINE_CONTROL_MIGRATION_H
 

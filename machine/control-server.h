@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The control socket of one machine: listens, keeps the clients, tells them all of an event. Runs in the default main context. */
+/* The control socket of one machine: listens, keeps the clients, tells them all of an event. Runs in the default main
+ * context. */
 #ifndef VMFERRY_MACHINE_CONTROL_SERVER_H
 #define VMFERRY_MACHINE_CONTROL_SERVER_H
 
@@ -17,7 +18,8 @@ typedef struct {
 } VmfControlServerOps;
 
 /* Binds @path, mode 0600; what stands there is replaced, so the caller has made sure that nobody serves it. */
-VmfControlServer *vmf_control_server_new(const char *path, const VmfControlServerOps *ops, void *opaque, GError **error);
+VmfControlServer *vmf_control_server_new(const char *path, const VmfControlServerOps *ops, void *opaque,
+                                         GError **error);
 /* Says what is still to be said (for a second at most), closes everything and removes the socket. */
 void vmf_control_server_free(VmfControlServer *server);
 

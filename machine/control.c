@@ -32,6 +32,10 @@ VmfControl *vmf_control_new(const VmfControlConfig *config, GError **error)
     control->fds = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, close_fd);
     control->awaiting_guest = config->incoming;
     control->was_running = vmf_machine_is_running(config->machine);
+    if (config->incoming && config->paused) {
+        vmf_machine_lend(config->machine);
+        vmf_machine_stop(config->machine, NULL); /* stands already; now also once the guest is there */
+    }
     vmf_parameters_init(&control->parameters);
     control->multifd = control->events = control->return_path = control->auto_converge = true;
     control->mailbox = vmf_mailbox_new(error);
@@ -94,7 +98,8 @@ void vmf_control_event(VmfControl *control, const char *name, json_t *data)
     json_decref(event);
 }
 
-/* ---- the guest ------------------------------------------------------------------------------------------------------------- */
+/* ---- the guest
+ * ------------------------------------------------------------------------------------------------------------- */
 
 bool vmf_control_is_migrating(const VmfControl *control)
 {

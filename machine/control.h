@@ -15,13 +15,14 @@
 typedef struct VmfControl VmfControl;
 
 typedef struct {
-    VmfMachine *machine;     /* outlives the control */
-    const char *name;        /* of the machine */
-    const char *host_name;   /* told to peers */
+    VmfMachine *machine;   /* outlives the control */
+    const char *name;      /* of the machine */
+    const char *host_name; /* told to peers */
     const char *socket_path;
     uint8_t uuid[16];
-    bool incoming;           /* the guest is to arrive: nothing runs before */
-    bool insecure;           /* plaintext off the loopback is allowed */
+    bool incoming; /* the guest is to arrive: nothing runs before */
+    bool paused;   /* with incoming: it does not run before cont */
+    bool insecure; /* plaintext off the loopback is allowed */
     /* Every event that the clients get, as they get it. Main loop's thread. May be NULL. */
     void (*event)(void *opaque, const json_t *event);
     void *opaque;

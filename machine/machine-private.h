@@ -56,6 +56,9 @@ struct VmfMachine {
     bool want_run;  /* running, as people see it */
     bool finishing; /* no longer to run, but on the way to stop_at */
     bool standing;  /* the vCPU thread is between two instructions and stays there */
+    bool lent;      /* vmf_machine_lend() is in force */
+    bool taken;     /* while lent: stopped by the session, not to be started by the owner */
+    bool kept;      /* while lent: stopped by the owner, not to be started by the session */
     bool quit;
     bool executing;  /* the vCPU thread is inside a slice */
     uint64_t slices; /* ended */
@@ -90,7 +93,7 @@ void vmf_vcpu_init(VmfMachine *machine);
 bool vmf_vcpu_create(VmfMachine *machine, GError **error);
 void vmf_vcpu_destroy(VmfMachine *machine);
 bool vmf_vcpu_start(VmfMachine *machine, bool by_owner, GError **error);
-void vmf_vcpu_stop(VmfMachine *machine);
+void vmf_vcpu_stop(VmfMachine *machine, bool by_owner);
 /* Takes the lock with the vCPU standing, and lets both go again. */
 void vmf_vcpu_hold(VmfMachine *machine);
 void vmf_vcpu_unhold(VmfMachine *machine);

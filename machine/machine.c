@@ -224,7 +224,7 @@ bool vmf_machine_start(VmfMachine *m, GError **error)
 
 bool vmf_machine_stop(VmfMachine *m, GError **error)
 {
-    vmf_vcpu_stop(m);
+    vmf_vcpu_stop(m, true);
     return true;
 }
 

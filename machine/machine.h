@@ -61,6 +61,15 @@ bool vmf_machine_start(VmfMachine *machine, GError **error);
 bool vmf_machine_stop(VmfMachine *machine, GError **error);
 bool vmf_machine_is_running(VmfMachine *machine);
 
+/*
+ * While a session may move the guest its owner goes on to pause and resume it, from another thread. From lend to
+ * take_back() neither gets into the other's way: once the session has stopped the guest the owner's start is refused,
+ * and the owner's stop outlasts a start by the session, so that a guest that is to stay paused does. take_back() comes
+ * after the session, unless the guest has gone.
+ */
+void vmf_machine_lend(VmfMachine *machine);
+void vmf_machine_take_back(VmfMachine *machine);
+
 void vmf_machine_get_info(VmfMachine *machine, VmfMachineInfo *info);
 
 /* Gives a stopped guest's memory back to the host: it has moved away and cannot be started here until it is migrated

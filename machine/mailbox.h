@@ -2,8 +2,8 @@
 /*
  * Calls from any thread into the thread that runs the main loop.
  *
- * g_main_context_invoke() would do the same, but under GLib's own locks, which ThreadSanitizer cannot see; here the hand-over is a
- * pthread mutex and an eventfd.
+ * g_main_context_invoke() would do the same, but under GLib's own locks, which ThreadSanitizer cannot see; here the
+ * hand-over is a pthread mutex and an eventfd.
  */
 #ifndef VMFERRY_MACHINE_MAILBOX_H
 #define VMFERRY_MACHINE_MAILBOX_H
@@ -19,8 +19,8 @@ VmfMailbox *vmf_mailbox_new(GError **error);
 void vmf_mailbox_free(VmfMailbox *mailbox);
 
 /*
- * Has @call(@opaque, @argument) run by the main loop, in the order of posting. Any thread. @argument is then given to @destroy (NULL:
- * it is not freed).
+ * Has @call(@opaque, @argument) run by the main loop, in the order of posting. Any thread. @argument is then given to
+ * @destroy (NULL: it is not freed).
  */
 void vmf_mailbox_post(VmfMailbox *mailbox, void (*call)(void *opaque, void *argument), void *opaque, void *argument,
                       GDestroyNotify destroy);

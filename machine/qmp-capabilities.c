@@ -48,21 +48,19 @@ json_t *vmf_qmp_set_capabilities(VmfControl *control, VmfControlClient *client, 
         g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "There's a migration process in progress");
         return NULL;
     }
-    json_array_foreach (list, i, entry)
-        if (!check(control, entry, error))
-            return NULL;
-    json_array_foreach (list, i, entry)
-        *find(control, json_string_value(json_object_get(entry, "capability"))) =
-            json_is_true(json_object_get(entry, "state"));
+    json_array_foreach(list, i, entry) if (!check(control, entry, error)) return NULL;
+    json_array_foreach(list, i, entry) * find(control, json_string_value(json_object_get(entry, "capability"))) =
+        json_is_true(json_object_get(entry, "state"));
     return json_object();
 }
 
-json_t *vmf_qmp_query_capabilities(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
+json_t *vmf_qmp_query_capabilities(VmfControl *control, VmfControlClient *client, const json_t *arguments,
+                                   GError **error)
 {
     json_t *list = json_array();
 
     for (size_t i = 0; i < G_N_ELEMENTS(table); i++)
-        json_array_append_new(list, json_pack("{s:s,s:b}", "capability", table[i].name, "state",
-                                              *find(control, table[i].name)));
+        json_array_append_new(
+            list, json_pack("{s:s,s:b}", "capability", table[i].name, "state", *find(control, table[i].name)));
     return list;
 }

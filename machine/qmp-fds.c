@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Descriptors that clients pass (SCM_RIGHTS) and name, for `fd:NAME`. The names belong to the machine, not to the connection, so that
- * one client can pass what another uses.
+ * Descriptors that clients pass (SCM_RIGHTS) and name, for `fd:NAME`. The names belong to the machine, not to the
+ * connection, so that one client can pass what another uses.
  */
 #include "machine/qmp.h"
 

@@ -110,8 +110,7 @@ static bool find_start(VmfQmpFramer *framer, bool *garbage)
         else if (byte == '{' && !framer->to_newline) {
             framer->skipping = false;
             return true;
-        }
-        else if (!framer->skipping && byte != ' ' && byte != '\t' && byte != '\r') {
+        } else if (!framer->skipping && byte != ' ' && byte != '\t' && byte != '\r') {
             framer->skipping = true;
             *garbage = true;
             return false;

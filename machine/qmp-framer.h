@@ -2,10 +2,11 @@
 /*
  * Finds JSON objects in a byte stream that arrives in arbitrary pieces.
  *
- * Only brackets, strings and the nesting depth are looked at, each byte once, so a client that sends a byte at a time costs no more
- * than one that does not; whether the object is sound JSON is the parser's question. What cannot be the start or the middle of an
- * object is reported once and skipped up to the next newline or '{', so that a connection survives it; what is nested too deeply is
- * skipped to the newline, for the next '{' would only be one more level of it.
+ * Only brackets, strings and the nesting depth are looked at, each byte once, so a client that sends a byte at a time
+ * costs no more than one that does not; whether the object is sound JSON is the parser's question. What cannot be the
+ * start or the middle of an object is reported once and skipped up to the next newline or '{', so that a connection
+ * survives it; what is nested too deeply is skipped to the newline, for the next '{' would only be one more level of
+ * it.
  */
 #ifndef VMFERRY_MACHINE_QMP_FRAMER_H
 #define VMFERRY_MACHINE_QMP_FRAMER_H

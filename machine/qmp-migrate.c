@@ -66,7 +66,8 @@ json_t *vmf_qmp_migrate(VmfControl *control, VmfControlClient *client, const jso
 
 json_t *vmf_qmp_migrate_incoming(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
 {
-    g_autofree char *uri = vmf_control_resolve_uri(control, json_string_value(json_object_get(arguments, "uri")), error);
+    g_autofree char *uri =
+        vmf_control_resolve_uri(control, json_string_value(json_object_get(arguments, "uri")), error);
 
     return uri && vmf_control_incoming(control, uri, error) ? json_object() : NULL;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Migration parameters: QEMU's names and units where it has the parameter, x-vmferry-NAME with the unit last where it has not.
- * Bandwidth and downtime limit reach a migration that runs; the others count from the next one.
+ * Migration parameters: QEMU's names and units where it has the parameter, x-vmferry-NAME with the unit last where it
+ * has not. Bandwidth and downtime limit reach a migration that runs; the others count from the next one.
  */
 #include "machine/qmp.h"
 
@@ -13,7 +13,7 @@ typedef enum { KIND_UNSIGNED, KIND_UINT64, KIND_BOOL, KIND_AUDIT } Kind;
 typedef struct {
     const char *name;
     Kind kind;
-    size_t offset; /* into VmfParameters */
+    size_t offset;             /* into VmfParameters */
     uint64_t minimum, maximum; /* in the parameter's own unit */
     uint64_t scale;            /* what one unit is in VmfParameters' */
 } Parameter;
@@ -51,8 +51,8 @@ static bool apply_number(void *field, const Parameter *parameter, const json_t *
     if (!json_is_integer(value) || number < 0 || (uint64_t)number < parameter->minimum ||
         (uint64_t)number > parameter->maximum) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,
-                    "Parameter '%s' expects an integer from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT, parameter->name,
-                    parameter->minimum, parameter->maximum);
+                    "Parameter '%s' expects an integer from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT,
+                    parameter->name, parameter->minimum, parameter->maximum);
         return false;
     }
     if (parameter->kind == KIND_UNSIGNED)
@@ -98,7 +98,8 @@ bool vmf_qmp_apply_parameters(VmfParameters *parameters, const json_t *values, G
     const char *name;
     json_t *value;
 
-    json_object_foreach ((json_t *)values, name, value) {
+    json_object_foreach((json_t *)values, name, value)
+    {
         const Parameter *parameter = find(name);
 
         if (!parameter) {
@@ -120,7 +121,8 @@ json_t *vmf_qmp_set_parameters(VmfControl *control, VmfControlClient *client, co
         return NULL;
     if (session && json_object_get(arguments, "max-bandwidth"))
         vmf_session_set_max_bandwidth(session, control->parameters.max_bandwidth);
-    if (session && (json_object_get(arguments, "downtime-limit") || json_object_get(arguments, "x-vmferry-downtime-limit-ns")))
+    if (session &&
+        (json_object_get(arguments, "downtime-limit") || json_object_get(arguments, "x-vmferry-downtime-limit-ns")))
         vmf_session_set_downtime_limit(session, control->parameters.downtime_limit_ns);
     return json_object();
 }

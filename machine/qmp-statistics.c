@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A migration in figures, twice: as QEMU's clients know it (milliseconds, floating megabits), and exactly, with the names of
- * VmfStatistics, in x-vmferry.
+ * A migration in figures, twice: as QEMU's clients know it (milliseconds, floating megabits), and exactly, with the
+ * names of VmfStatistics, in x-vmferry.
  */
 #include "machine/qmp.h"
 
@@ -11,32 +11,32 @@
 #define NS_PER_MS 1000000
 
 /* Exact members: the name is that of the statistic. */
-#define COUNTERS(X)                                                                                                             \
-    X(live_rounds_resent)                                                                                                       \
-    X(total_ns)                                                                                                                 \
-    X(setup_ns)                                                                                                                 \
-    X(audit_ns)                                                                                                                 \
-    X(downtime_ns)                                                                                                              \
-    X(downtime_stop_ns)                                                                                                         \
-    X(downtime_ram_ns)                                                                                                          \
-    X(downtime_state_ns)                                                                                                        \
-    X(downtime_ready_ns)                                                                                                        \
-    X(downtime_run_ns)                                                                                                          \
-    X(expected_downtime_ns)                                                                                                     \
-    X(ram_total_bytes)                                                                                                          \
-    X(ram_remaining_bytes)                                                                                                      \
-    X(bytes_sent)                                                                                                               \
-    X(bytes_received)                                                                                                           \
-    X(pages_data)                                                                                                               \
-    X(pages_zero)                                                                                                               \
-    X(pages_hole)                                                                                                               \
-    X(pages_resent)                                                                                                             \
-    X(page_size)                                                                                                                \
-    X(rate_bytes_per_second)                                                                                                    \
-    X(dirty_bytes_per_second)                                                                                                   \
-    X(rtt_ns)                                                                                                                   \
-    X(throttle_percent)                                                                                                         \
-    X(chunks_mended)                                                                                                            \
+#define COUNTERS(X)                                                                                                    \
+    X(live_rounds_resent)                                                                                              \
+    X(total_ns)                                                                                                        \
+    X(setup_ns)                                                                                                        \
+    X(audit_ns)                                                                                                        \
+    X(downtime_ns)                                                                                                     \
+    X(downtime_stop_ns)                                                                                                \
+    X(downtime_ram_ns)                                                                                                 \
+    X(downtime_state_ns)                                                                                               \
+    X(downtime_ready_ns)                                                                                               \
+    X(downtime_run_ns)                                                                                                 \
+    X(expected_downtime_ns)                                                                                            \
+    X(ram_total_bytes)                                                                                                 \
+    X(ram_remaining_bytes)                                                                                             \
+    X(bytes_sent)                                                                                                      \
+    X(bytes_received)                                                                                                  \
+    X(pages_data)                                                                                                      \
+    X(pages_zero)                                                                                                      \
+    X(pages_hole)                                                                                                      \
+    X(pages_resent)                                                                                                    \
+    X(page_size)                                                                                                       \
+    X(rate_bytes_per_second)                                                                                           \
+    X(dirty_bytes_per_second)                                                                                          \
+    X(rtt_ns)                                                                                                          \
+    X(throttle_percent)                                                                                                \
+    X(chunks_mended)                                                                                                   \
     X(audit_pages_different)
 
 /* The last part of "object: operation: detail: cause". */
@@ -84,14 +84,14 @@ json_t *vmf_qmp_migration_detail(VmfMigration *migration)
     json_t *detail;
 
     vmf_migration_get_statistics(migration, &statistics);
-    detail = json_pack("{s:s,s:s,s:b,s:b,s:b,s:b,s:i,s:s?,s:o,s:s,s:i}", "side",
-                       vmf_migration_is_incoming(migration) ? "target" : "source", "status",
-                       vmf_status_word(statistics.status), "ended", vmf_migration_has_ended(migration), "one_way",
-                       vmf_migration_is_one_way(migration), "dry_run", vmf_migration_is_dry_run(migration),
-                       "was_running", vmf_migration_was_running(migration), "stream_version",
-                       (int)vmf_migration_stream_version(migration), "uri", vmf_migration_uri(migration), "outcome",
-                       outcome_of(migration, &statistics), "verified", vmf_verified_word(statistics.verified), "round",
-                       (int)statistics.round);
+    detail =
+        json_pack("{s:s,s:s,s:b,s:b,s:b,s:b,s:i,s:s?,s:o,s:s,s:i}", "side",
+                  vmf_migration_is_incoming(migration) ? "target" : "source", "status",
+                  vmf_status_word(statistics.status), "ended", vmf_migration_has_ended(migration), "one_way",
+                  vmf_migration_is_one_way(migration), "dry_run", vmf_migration_is_dry_run(migration), "was_running",
+                  vmf_migration_was_running(migration), "stream_version", (int)vmf_migration_stream_version(migration),
+                  "uri", vmf_migration_uri(migration), "outcome", outcome_of(migration, &statistics), "verified",
+                  vmf_verified_word(statistics.verified), "round", (int)statistics.round);
 #define X(member) json_object_set_new(detail, #member, json_integer(statistics.member));
     COUNTERS(X)
 #undef X
@@ -111,21 +111,15 @@ static json_t *ram_object(const VmfStatistics *statistics)
 
     for (unsigned i = 0; i < MIN(statistics->n_channels, VMF_CHANNELS_MAX); i++)
         multifd_bytes += statistics->channel_bytes[i];
-    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:I,s:I}",
-                     "transferred", (json_int_t)statistics->bytes_sent,
-                     "remaining", (json_int_t)statistics->ram_remaining_bytes,
-                     "total", (json_int_t)statistics->ram_total_bytes,
-                     "duplicate", (json_int_t)statistics->pages_zero,
-                     "skipped", (json_int_t)0,
-                     "normal", (json_int_t)statistics->pages_data,
-                     "normal-bytes", (json_int_t)(statistics->pages_data * page_size),
-                     "mbps", statistics->rate_bytes_per_second * 8 / 1e6,
-                     "dirty-pages-rate", (json_int_t)(statistics->dirty_bytes_per_second / page_size),
-                     "dirty-sync-count", (json_int_t)statistics->round,
-                     "pages-per-second", (json_int_t)(statistics->rate_bytes_per_second / page_size),
-                     "multifd-bytes", (json_int_t)multifd_bytes,
-                     "postcopy-requests", (json_int_t)0,
-                     "page-size", (json_int_t)page_size);
+    return json_pack(
+        "{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:I,s:I}", "transferred", (json_int_t)statistics->bytes_sent,
+        "remaining", (json_int_t)statistics->ram_remaining_bytes, "total", (json_int_t)statistics->ram_total_bytes,
+        "duplicate", (json_int_t)statistics->pages_zero, "skipped", (json_int_t)0, "normal",
+        (json_int_t)statistics->pages_data, "normal-bytes", (json_int_t)(statistics->pages_data * page_size), "mbps",
+        statistics->rate_bytes_per_second * 8 / 1e6, "dirty-pages-rate",
+        (json_int_t)(statistics->dirty_bytes_per_second / page_size), "dirty-sync-count", (json_int_t)statistics->round,
+        "pages-per-second", (json_int_t)(statistics->rate_bytes_per_second / page_size), "multifd-bytes",
+        (json_int_t)multifd_bytes, "postcopy-requests", (json_int_t)0, "page-size", (json_int_t)page_size);
 }
 
 static void set_ms(json_t *info, const char *name, uint64_t ns)

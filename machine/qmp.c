@@ -16,7 +16,9 @@ static const char *const type_names[] = {
 static bool has_type(const json_t *value, VmfQmpType type)
 {
     static const json_type json_types[] = {
-        [VMF_QMP_STRING] = JSON_STRING, [VMF_QMP_INT] = JSON_INTEGER, [VMF_QMP_OBJECT] = JSON_OBJECT,
+        [VMF_QMP_STRING] = JSON_STRING,
+        [VMF_QMP_INT] = JSON_INTEGER,
+        [VMF_QMP_OBJECT] = JSON_OBJECT,
         [VMF_QMP_ARRAY] = JSON_ARRAY,
     };
 
@@ -34,7 +36,8 @@ json_t *vmf_qmp_version(void)
 
     sscanf(vmf_version(), "%d.%d.%d", &major, &minor, &micro);
     /* The member is called so because clients look for it there; its numbers are this program's. */
-    return json_pack("{s:{s:i,s:i,s:i},s:s}", "qemu", "major", major, "minor", minor, "micro", micro, "package", package);
+    return json_pack("{s:{s:i,s:i,s:i},s:s}", "qemu", "major", major, "minor", minor, "micro", micro, "package",
+                     package);
 }
 
 json_t *vmf_qmp_greeting(void *control)
@@ -70,7 +73,8 @@ static bool check_arguments(const VmfQmpArgument *expected, json_t *given, GErro
     const char *name;
     json_t *value;
 
-    json_object_foreach (given, name, value) {
+    json_object_foreach(given, name, value)
+    {
         const VmfQmpArgument *argument = find_argument(expected, name);
 
         if (!argument) {
@@ -103,7 +107,8 @@ static const VmfQmpCommand *find_command(const char *name)
     return NULL;
 }
 
-static json_t *run_command(VmfControl *control, VmfControlClient *client, const VmfQmpCommand *command, json_t *arguments)
+static json_t *run_command(VmfControl *control, VmfControlClient *client, const VmfQmpCommand *command,
+                           json_t *arguments)
 {
     g_autoptr(GError) error = NULL;
     json_t *result = NULL;
@@ -130,7 +135,8 @@ static json_t *check_envelope(const json_t *request)
     const char *name;
     json_t *value;
 
-    json_object_foreach ((json_t *)request, name, value) {
+    json_object_foreach((json_t *)request, name, value)
+    {
         if (strcmp(name, "execute") != 0 && strcmp(name, "arguments") != 0 && strcmp(name, "id") != 0) {
             g_autofree char *desc = g_strdup_printf("QMP input member '%s' is unexpected", name);
 

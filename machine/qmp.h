@@ -2,8 +2,9 @@
 /*
  * The QMP dialect: what a request looks like, which commands there are, what they answer.
  *
- * A command is one line of the table in qmp-commands.c: its name, what it does, and its arguments with their types, which are checked
- * before it is called. A failure is a GError and becomes {"error": {"class", "desc", "x-vmferry-id", "x-vmferry-hint"}}.
+ * A command is one line of the table in qmp-commands.c: its name, what it does, and its arguments with their types,
+ * which are checked before it is called. A failure is a GError and becomes {"error": {"class", "desc", "x-vmferry-id",
+ * "x-vmferry-hint"}}.
  */
 #ifndef VMFERRY_MACHINE_QMP_H
 #define VMFERRY_MACHINE_QMP_H

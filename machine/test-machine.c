@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include <unistd.h>
 #include "machine/guest/boot.h"
+#include <vmferry/error.h>
 #include "machine/machine-private.h"
 #include <vmferry/device-state.h>
 
@@ -452,6 +453,33 @@ static void test_gap_spans_the_stop(void **state)
     assert_true(ops->stop(m, NULL));
 }
 
+static void test_a_lent_guest(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&busy);
+    g_autoptr(GError) error = NULL;
+    const VmfGuestOps *ops = &vmf_machine_guest_ops;
+
+    vmf_machine_lend(m);
+    assert_true(vmf_machine_start(m, NULL));
+    assert_true(ops->stop(m, NULL));
+    assert_false(vmf_machine_start(m, &error)); /* the session's */
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_STATE));
+    assert_false(vmf_machine_is_running(m));
+
+    assert_true(vmf_machine_stop(m, NULL)); /* the owner's, outlasts the session's start */
+    assert_true(ops->start(m, NULL));
+    assert_false(vmf_machine_is_running(m));
+    assert_true(vmf_machine_start(m, NULL));
+    assert_true(vmf_machine_is_running(m));
+
+    assert_true(ops->stop(m, NULL));
+    vmf_machine_take_back(m);
+    assert_true(vmf_machine_start(m, NULL));
+    assert_true(vmf_machine_stop(m, NULL));
+    assert_true(ops->start(m, NULL)); /* not lent: as told last */
+    assert_true(vmf_machine_is_running(m));
+}
+
 static void test_gap_across_hosts(void **state)
 {
     g_autoptr(VmfMachine) m = new_machine(&busy);
@@ -566,6 +594,7 @@ int main(void)
         cmocka_unit_test(test_stop_at_is_exact),
         cmocka_unit_test(test_released_memory_cannot_run),
         cmocka_unit_test(test_gap_spans_the_stop),
+        cmocka_unit_test(test_a_lent_guest),
         cmocka_unit_test(test_gap_across_hosts),
         cmocka_unit_test(test_dirty_log_reports_what_the_guest_writes),
         cmocka_unit_test(test_live_copy_is_exact),

@@ -8,7 +8,8 @@
 
 #include "machine/qmp-framer.h"
 
-/* Pushes @input in pieces of @piece bytes; the result lists what came out: "{…}" for objects, "!" for garbage, "#" for too long. */
+/* Pushes @input in pieces of @piece bytes; the result lists what came out: "{…}" for objects, "!" for garbage, "#" for
+ * too long. */
 static char *frames(const char *input, size_t piece)
 {
     VmfQmpFramer framer;

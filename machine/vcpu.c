@@ -182,35 +182,62 @@ void vmf_vcpu_pass(void *opaque)
     pthread_mutex_unlock(&m->lock);
 }
 
+static void begin_to_run(VmfMachine *m, bool by_owner)
+{
+    m->want_run = true;
+    m->due_ns = 0;
+    m->beats_since_start = 0;
+    m->gap_known = false;
+    if (by_owner)
+        m->beat.last_monotonic_ns = m->beat.last_realtime_ns = 0;
+    pthread_cond_broadcast(&m->changed);
+}
+
 bool vmf_vcpu_start(VmfMachine *m, bool by_owner, GError **error)
 {
     pthread_mutex_lock(&m->lock);
-    bool released = m->released;
-    if (!released && !m->want_run) {
-        m->want_run = true;
-        m->due_ns = 0;
-        m->beats_since_start = 0;
-        m->gap_known = false;
+    const char *why = m->released            ? "the guest has moved away and its memory is released"
+                      : by_owner && m->taken ? "the guest is being handed over"
+                                             : NULL;
+    if (!why) {
         if (by_owner)
-            m->beat.last_monotonic_ns = m->beat.last_realtime_ns = 0;
-        pthread_cond_broadcast(&m->changed);
+            m->kept = false;
+        else
+            m->taken = false;
+        if (!m->want_run && !m->kept)
+            begin_to_run(m, by_owner);
     }
     pthread_mutex_unlock(&m->lock);
-    if (released)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "%s: start: the guest has moved away and its memory is released",
-                    m->name);
-    return !released;
+    if (why)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "%s: start: %s", m->name, why);
+    return !why;
 }
 
-void vmf_vcpu_stop(VmfMachine *m)
+void vmf_vcpu_stop(VmfMachine *m, bool by_owner)
 {
     pthread_mutex_lock(&m->lock);
+    m->kept |= m->lent && by_owner;
+    m->taken |= m->lent && !by_owner;
     m->finishing = m->want_run && m->stop_at;
     m->want_run = false;
     pthread_cond_broadcast(&m->changed);
     while (!m->standing || m->finishing)
         pthread_cond_wait(&m->changed, &m->lock);
     m->stop_at = 0;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void vmf_machine_lend(VmfMachine *m)
+{
+    pthread_mutex_lock(&m->lock);
+    m->lent = true;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void vmf_machine_take_back(VmfMachine *m)
+{
+    pthread_mutex_lock(&m->lock);
+    m->lent = m->taken = m->kept = false;
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -241,7 +268,7 @@ bool vmf_machine_stop_at(VmfMachine *m, uint64_t instruction, GError **error)
 
 static bool guest_stop(void *opaque, GError **error)
 {
-    vmf_vcpu_stop(opaque);
+    vmf_vcpu_stop(opaque, false);
     return true;
 }
 

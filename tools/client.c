@@ -102,8 +102,8 @@ static bool send_all(VmfClient *client, const char *text, size_t length, GError 
 
 static int code_of_id(const char *id)
 {
-#define X(code, code_id, hint)                                                                                                  \
-    if (strcmp(id, code_id) == 0)                                                                                               \
+#define X(code, code_id, hint)                                                                                         \
+    if (strcmp(id, code_id) == 0)                                                                                      \
         return code;
     VMF_ERROR_CODES(X)
 #undef X

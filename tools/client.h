@@ -15,8 +15,8 @@ void vmf_client_free(VmfClient *client);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfClient, vmf_client_free)
 
 /*
- * Runs a command and returns what it answers, owned by the caller. Takes over @arguments (NULL: none). An error that the machine
- * reports comes back with the id that it had there.
+ * Runs a command and returns what it answers, owned by the caller. Takes over @arguments (NULL: none). An error that
+ * the machine reports comes back with the id that it had there.
  */
 json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *arguments, GError **error);
 

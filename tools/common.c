@@ -104,7 +104,8 @@ int vmf_common_command(int argc, char **argv, const char *description, const cha
     if (!result)
         return vmf_common_fail(&common, error);
     json_decref(result);
-    vmf_report_line(common.json, json_pack("{s:s,s:s,s:s}", "type", "status", "name", common.operands[0], "status", done),
+    vmf_report_line(common.json,
+                    json_pack("{s:s,s:s,s:s}", "type", "status", "name", common.operands[0], "status", done),
                     "vmferry: %s: %s", common.operands[0], done);
     return VMF_EXIT_OK;
 }

@@ -41,8 +41,8 @@ typedef struct {
 } VmfCommon;
 
 /*
- * Parses the command line of a verb: its own @entries beside the common ones, then @n_operands operands, named in @synopsis ("NAME
- * URI"). On failure it is said and *exit_code is set.
+ * Parses the command line of a verb: its own @entries beside the common ones, then @n_operands operands, named in
+ * @synopsis ("NAME URI"). On failure it is said and *exit_code is set.
  */
 bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
                       const GOptionEntry *entries, unsigned n_operands, int *exit_code);

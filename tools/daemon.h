@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A process that goes on in the background once it is ready: the caller's shell gets the first line, or the error and exit code of
- * a start that failed, as if it had stayed in the foreground.
+ * A process that goes on in the background once it is ready: the caller's shell gets the first line, or the error and
+ * exit code of a start that failed, as if it had stayed in the foreground.
  */
 #ifndef VMFERRY_TOOLS_DAEMON_H
 #define VMFERRY_TOOLS_DAEMON_H
@@ -10,8 +10,8 @@
 #include <stdbool.h>
 
 /*
- * Forks; must come before any thread. Returns only in the child, the descriptor to be given to vmf_daemon_ready(); the parent waits,
- * and exits as the child says. -1 with @error: there is no child.
+ * Forks; must come before any thread. Returns only in the child, the descriptor to be given to vmf_daemon_ready(); the
+ * parent waits, and exits as the child says. -1 with @error: there is no child.
  */
 int vmf_daemon_fork(GError **error);
 

@@ -17,10 +17,12 @@ bool vmf_check_machine_name(const char *name, GError **error)
 {
     size_t length = strlen(name);
 
-    if (length >= 1 && length <= NAME_MAX_BYTES && g_ascii_isalnum(name[0]) && strspn(name, LETTERS_DIGITS "._-") == length)
+    if (length >= 1 && length <= NAME_MAX_BYTES && g_ascii_isalnum(name[0]) &&
+        strspn(name, LETTERS_DIGITS "._-") == length)
         return true;
     g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,
-                "machine name '%s': 1 to %d letters, digits, '.', '_' and '-', the first a letter or digit", name, NAME_MAX_BYTES);
+                "machine name '%s': 1 to %d letters, digits, '.', '_' and '-', the first a letter or digit", name,
+                NAME_MAX_BYTES);
     return false;
 }
 
@@ -83,12 +85,14 @@ char *vmf_machine_path(const char *dir, const char *name, const char *suffix)
     return g_build_filename(dir, file, NULL);
 }
 
-/* The file may have been removed by its last holder between open and lock: then the lock is on nothing that others see. */
+/* The file may have been removed by its last holder between open and lock: then the lock is on nothing that others see.
+ */
 static bool is_still_there(int fd, const char *path)
 {
     struct stat ours, theirs;
 
-    return fstat(fd, &ours) == 0 && stat(path, &theirs) == 0 && ours.st_ino == theirs.st_ino && ours.st_dev == theirs.st_dev;
+    return fstat(fd, &ours) == 0 && stat(path, &theirs) == 0 && ours.st_ino == theirs.st_ino &&
+           ours.st_dev == theirs.st_dev;
 }
 
 int vmf_claim_name(const char *dir, const char *name, GError **error)
@@ -102,7 +106,8 @@ int vmf_claim_name(const char *dir, const char *name, GError **error)
             bool taken = fd >= 0 && errno == EWOULDBLOCK;
 
             g_set_error(error, VMF_ERROR, taken ? VMF_ERROR_STATE : VMF_ERROR_IO, "machine %s: run: %s%s%s", name,
-                        taken ? "" : path, taken ? "" : ": ", taken ? "a machine of this name runs already" : g_strerror(errno));
+                        taken ? "" : path, taken ? "" : ": ",
+                        taken ? "a machine of this name runs already" : g_strerror(errno));
             if (fd >= 0)
                 close(fd);
             return -1;

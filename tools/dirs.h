@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Where machines are found: names, the runtime directory with their sockets, the state directory that survives a reboot. */
+/* Where machines are found: names, the runtime directory with their sockets, the state directory that survives a
+ * reboot. */
 #ifndef VMFERRY_TOOLS_DIRS_H
 #define VMFERRY_TOOLS_DIRS_H
 
@@ -20,8 +21,9 @@ bool vmf_make_private_dir(const char *path, GError **error);
 char *vmf_machine_path(const char *dir, const char *name, const char *suffix);
 
 /*
- * Claims the name in @dir for this process: a locked file DIR/NAME.pid with its pid. The lock goes with the process, however that
- * ends, so a name is never lost to a crash. Returns the descriptor that holds it, -1 with @error when another process does.
+ * Claims the name in @dir for this process: a locked file DIR/NAME.pid with its pid. The lock goes with the process,
+ * however that ends, so a name is never lost to a crash. Returns the descriptor that holds it, -1 with @error when
+ * another process does.
  */
 int vmf_claim_name(const char *dir, const char *name, GError **error);
 void vmf_release_name(const char *dir, const char *name, int fd);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A machine's state in one flat object: {"type":"status", "name", "status", "running", what the machine counts, "migration"}. */
+/* A machine's state in one flat object: {"type":"status", "name", "status", "running", what the machine counts,
+ * "migration"}. */
 #ifndef VMFERRY_TOOLS_MACHINE_STATUS_H
 #define VMFERRY_TOOLS_MACHINE_STATUS_H
 

@@ -72,7 +72,8 @@ static bool parse(const char *text, const char *end, const Unit *units, uint64_t
     if (whole_end == text || number_end > end || number_end == whole_end + 1 || !find_scale(units, suffix, &scale))
         return false;
     for (; text < whole_end; text++)
-        if (__builtin_mul_overflow(*value, UINT64_C(10), value) || __builtin_add_overflow(*value, g_ascii_digit_value(*text), value))
+        if (__builtin_mul_overflow(*value, UINT64_C(10), value) ||
+            __builtin_add_overflow(*value, g_ascii_digit_value(*text), value))
             return false;
     if (__builtin_mul_overflow(*value, scale, value))
         return false;
@@ -87,7 +88,8 @@ bool vmf_parse_size(const char *text, uint64_t *bytes, GError **error)
         end -= 2;
     if (parse(text, end, size_units, bytes))
         return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "'%s': not a size: a number with K M G T (1024) or KB MB GB TB (1000)", text);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,
+                "'%s': not a size: a number with K M G T (1024) or KB MB GB TB (1000)", text);
     return false;
 }
 

@@ -36,8 +36,8 @@ static void show_line(const json_t *detail)
     g_autofree char *left = eta(detail);
 
     fprintf(stderr, "\r%s: round %u  %u %%  %s/s  dirty %s/s  ETA %s  expected downtime %s\033[K",
-            json_string_value(json_object_get(detail, "status")), (unsigned)number(detail, "round"), percent(detail), rate, dirty, left,
-            expected);
+            json_string_value(json_object_get(detail, "status")), (unsigned)number(detail, "round"), percent(detail),
+            rate, dirty, left, expected);
 }
 
 static json_t *status_line(const char *name, const json_t *detail)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * How a migration goes, at most ten times a second: a line that is rewritten on a terminal, and JSON status lines where they are
- * asked for.
+ * How a migration goes, at most ten times a second: a line that is rewritten on a terminal, and JSON status lines where
+ * they are asked for.
  */
 #ifndef VMFERRY_TOOLS_PROGRESS_H
 #define VMFERRY_TOOLS_PROGRESS_H

@@ -55,8 +55,8 @@ static const char *cause_of(const char *message)
 void vmf_report_error(bool json, const GError *error)
 {
     g_autofree char *message = g_utf8_make_valid(error->message, -1); /* it may quote a path, which is any bytes */
-    json_t *object = json_pack("{s:s,s:s,s:s,s:s}", "id", vmf_error_id(error), "message", message, "cause", cause_of(message),
-                               "hint", vmf_error_hint(error));
+    json_t *object = json_pack("{s:s,s:s,s:s,s:s}", "id", vmf_error_id(error), "message", message, "cause",
+                               cause_of(message), "hint", vmf_error_hint(error));
 
     vmf_report_error_object(json, object);
     json_decref(object);

@@ -66,8 +66,8 @@ static const char *target_name(const VmfSummary *summary)
 
 json_t *vmf_summary_json(const VmfSummary *summary)
 {
-    json_t *line = json_pack("{s:s,s:s,s:s,s:s,s:b}", "type", "summary", "name", summary->name, "source", summary->host_name, "target",
-                             target_name(summary), "was_running", summary->was_running);
+    json_t *line = json_pack("{s:s,s:s,s:s,s:s,s:b}", "type", "summary", "name", summary->name, "source",
+                             summary->host_name, "target", target_name(summary), "was_running", summary->was_running);
 
     json_object_update(line, (json_t *)summary->detail);
     json_object_del(line, "ended");
@@ -88,8 +88,8 @@ static char *cost(const VmfSummary *summary)
     g_autofree char *total = vmf_format_ns(number(detail, "total_ns"));
     uint64_t rounds = number(detail, "round");
 
-    return g_strdup_printf("%u round%s, %s sent in %s, verified: %s", (unsigned)rounds, rounds == 1 ? "" : "s", sent, total,
-                           string(detail, "verified"));
+    return g_strdup_printf("%u round%s, %s sent in %s, verified: %s", (unsigned)rounds, rounds == 1 ? "" : "s", sent,
+                           total, string(detail, "verified"));
 }
 
 static char *moved_text(const VmfSummary *summary)
@@ -100,8 +100,9 @@ static char *moved_text(const VmfSummary *summary)
     bool gap_known = json_is_integer(json_object_get(summary->detail, "guest_gap_ns"));
     g_autofree char *gap = gap_known ? g_strdup_printf(" (%s for the guest)", gap_time) : g_strdup("");
 
-    return g_strdup_printf("%s %s at %s: downtime %s%s, %s", summary->name, summary->was_running ? "now runs" : "is now paused",
-                           target_name(summary), downtime, gap, costs);
+    return g_strdup_printf("%s %s at %s: downtime %s%s, %s", summary->name,
+                           summary->was_running ? "now runs" : "is now paused", target_name(summary), downtime, gap,
+                           costs);
 }
 
 static char *written_text(const VmfSummary *summary)
@@ -114,8 +115,8 @@ static char *written_text(const VmfSummary *summary)
 
 static char *stayed_text(const VmfSummary *summary, const char *why)
 {
-    return g_strdup_printf("%s %s at %s: %s", summary->name, summary->runs_here ? "still runs" : "is still here, paused,",
-                           summary->host_name, why);
+    return g_strdup_printf("%s %s at %s: %s", summary->name,
+                           summary->runs_here ? "still runs" : "is still here, paused,", summary->host_name, why);
 }
 
 char *vmf_summary_text(const VmfSummary *summary)
@@ -131,8 +132,9 @@ char *vmf_summary_text(const VmfSummary *summary)
     if (has_outcome(summary, "cancelled"))
         return stayed_text(summary, "the migration was cancelled");
     if (has_outcome(summary, "held"))
-        return g_strdup_printf("%s stands still at %s and may run at %s: nobody here knows; do not start it again before somebody does",
-                               summary->name, summary->host_name, target_name(summary));
+        return g_strdup_printf(
+            "%s stands still at %s and may run at %s: nobody here knows; do not start it again before somebody does",
+            summary->name, summary->host_name, target_name(summary));
     failure = g_strdup_printf("the migration failed: %s", string(json_object_get(summary->detail, "error"), "cause"));
     return stayed_text(summary, failure);
 }
@@ -143,10 +145,9 @@ void vmf_summary_complain(const VmfSummary *summary, bool json)
     const json_t *list = json_object_get(summary->detail, "incompatibilities"), *item;
     size_t i;
 
-    json_array_foreach (list, i, item)
-        vmf_report_event(json,
-                         json_pack("{s:s,s:s,s:s}", "type", "event", "id", "incompatible", "text", json_string_value(item)),
-                         "vmferry: %s: incompatible: %s", summary->name, json_string_value(item));
+    json_array_foreach(list, i, item) vmf_report_event(
+        json, json_pack("{s:s,s:s,s:s}", "type", "event", "id", "incompatible", "text", json_string_value(item)),
+        "vmferry: %s: incompatible: %s", summary->name, json_string_value(item));
     if (json_is_object(error))
         vmf_report_error_object(json, error);
 }

@@ -53,10 +53,28 @@ static void sizes(void **state)
 
 static void what_is_no_size(void **state)
 {
-    static const char *const texts[] = {
-        "",     " 1",  "1 ",    "-1",   "+1", "M",    "1m",  "1KiB", "1.",  ".5M", "1..5M", "1.5",
-        "1.0001K", "0x10", "1e3", "1M/s ", "/s", "1/s/s", "18446744073709551616", "16777216T", "1,5G",
-        "0.00000000000000000000001T"};
+    static const char *const texts[] = {"",
+                                        " 1",
+                                        "1 ",
+                                        "-1",
+                                        "+1",
+                                        "M",
+                                        "1m",
+                                        "1KiB",
+                                        "1.",
+                                        ".5M",
+                                        "1..5M",
+                                        "1.5",
+                                        "1.0001K",
+                                        "0x10",
+                                        "1e3",
+                                        "1M/s ",
+                                        "/s",
+                                        "1/s/s",
+                                        "18446744073709551616",
+                                        "16777216T",
+                                        "1,5G",
+                                        "0.00000000000000000000001T"};
 
     for (unsigned i = 0; i < G_N_ELEMENTS(texts); i++)
         refuses(vmf_parse_size, texts[i]);

@@ -7,11 +7,12 @@
 
 #define POLL_MS 20
 
-static const char description[] =
-    "Cancels the migration that moves the machine away; the guest goes on here. Once the other side has been told to run the guest it "
-    "is too late, and said so.";
+static const char description[] = "Cancels the migration that moves the machine away; the guest goes on here. Once the "
+                                  "other side has been told to run the guest it "
+                                  "is too late, and said so.";
 
-/* The detail of the migration out of here that runs or ran last; NULL with @error: there is none, or the machine has gone. */
+/* The detail of the migration out of here that runs or ran last; NULL with @error: there is none, or the machine has
+ * gone. */
 static json_t *query(VmfClient *client, const char *name, GError **error)
 {
     json_t *info = vmf_client_execute(client, "query-migrate", NULL, error);
@@ -71,7 +72,8 @@ int vmf_verb_cancel(int argc, char **argv)
     if (!outcome)
         return vmf_common_fail(&common, error);
     vmf_report_line(common.json, json_pack("{s:s,s:s,s:s}", "type", "status", "name", name, "status", outcome),
-                    strcmp(outcome, "cancelled") == 0 ? "vmferry: %s: migration %s" : "vmferry: %s: too late, the migration has %s", name,
-                    outcome);
+                    strcmp(outcome, "cancelled") == 0 ? "vmferry: %s: migration %s"
+                                                      : "vmferry: %s: too late, the migration has %s",
+                    name, outcome);
     return strcmp(outcome, "cancelled") == 0 ? VMF_EXIT_OK : VMF_EXIT_FAILED;
 }

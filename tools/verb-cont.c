@@ -4,8 +4,8 @@
 #include "tools/common.h"
 #include "tools/report.h"
 
-static const char description[] =
-    "Resumes the machine after stop. A migration that was started with --pause-before-switchover and waits there goes on instead.";
+static const char description[] = "Resumes the machine after stop. A migration that was started with "
+                                  "--pause-before-switchover and waits there goes on instead.";
 
 static bool waits_for_switchover(VmfClient *client)
 {
@@ -40,7 +40,8 @@ int vmf_verb_cont(int argc, char **argv)
     if (!result)
         return vmf_common_fail(&common, error);
     json_decref(result);
-    vmf_report_line(common.json, json_pack("{s:s,s:s,s:s}", "type", "status", "name", common.operands[0], "status", done),
+    vmf_report_line(common.json,
+                    json_pack("{s:s,s:s,s:s}", "type", "status", "name", common.operands[0], "status", done),
                     "vmferry: %s: %s", common.operands[0], done);
     return VMF_EXIT_OK;
 }

@@ -7,9 +7,9 @@
 #include "tools/machine-status.h"
 #include "tools/report.h"
 
-static const char description[] =
-    "Lists the machines that run in this runtime directory, one a line. A machine whose process ended without tidying up is dead: run "
-    "takes its name again.";
+static const char description[] = "Lists the machines that run in this runtime directory, one a line. A machine whose "
+                                  "process ended without tidying up is dead: run "
+                                  "takes its name again.";
 
 static int compare_names(gconstpointer a, gconstpointer b)
 {

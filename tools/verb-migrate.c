@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Drives a migration through the machine's control socket: starts it, shows how it goes, says how it ended. The machine needs nobody
- * to look on; when this process goes, the migration does not.
+ * Drives a migration through the machine's control socket: starts it, shows how it goes, says how it ended. The machine
+ * needs nobody to look on; when this process goes, the migration does not.
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -18,11 +18,13 @@
 
 #define PROGRESS_MS 100
 
-static const char description[] =
-    "Moves the guest of machine NAME, running, to the machine that waits at URI (tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND), or "
-    "writes it to file:PATH. The last line says who runs the guest and what it cost. Ctrl-C cancels, a second one only stops waiting.\n\n"
-    "Exit status: 0 the guest is at the target (or the file is whole), 1 failed and the guest is where it was, 2 usage, 3 done with a "
-    "warning, 4 nobody knows who runs the guest, 77 not supported here.";
+static const char description[] = "Moves the guest of machine NAME, running, to the machine that waits at URI "
+                                  "(tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND), or "
+                                  "writes it to file:PATH. The last line says who runs the guest and what it cost. "
+                                  "Ctrl-C cancels, a second one only stops waiting.\n\n"
+                                  "Exit status: 0 the guest is at the target (or the file is whole), 1 failed and the "
+                                  "guest is where it was, 2 usage, 3 done with a "
+                                  "warning, 4 nobody knows who runs the guest, 77 not supported here.";
 
 typedef struct {
     char *channels, *downtime_limit, *max_bandwidth, *audit, *stream_version, *switchover_timeout, *timeout, *then;
@@ -50,8 +52,8 @@ static void on_signal(int number)
 static void clear(Migrate *migrate)
 {
     Options *o = &migrate->options;
-    char *strings[] = {o->channels, o->downtime_limit, o->max_bandwidth, o->audit, o->stream_version, o->switchover_timeout, o->timeout,
-                       o->then};
+    char *strings[] = {o->channels,       o->downtime_limit,     o->max_bandwidth, o->audit,
+                       o->stream_version, o->switchover_timeout, o->timeout,       o->then};
 
     for (size_t i = 0; i < G_N_ELEMENTS(strings); i++)
         g_free(strings[i]);
@@ -64,26 +66,33 @@ static void clear(Migrate *migrate)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Migrate, clear)
 
-/* ---- the command line ------------------------------------------------------------------------------------------------------ */
+/* ---- the command line
+ * ------------------------------------------------------------------------------------------------------ */
 
 static bool parse_options(Migrate *migrate, int argc, char **argv, int *exit_code)
 {
     Options *o = &migrate->options;
     const GOptionEntry entries[] = {
         {"channels", 0, 0, G_OPTION_ARG_STRING, &o->channels, "Page channels, 1 to 64 (2)", "N"},
-        {"downtime-limit", 0, 0, G_OPTION_ARG_STRING, &o->downtime_limit, "How long the guest may stand still (20ms)", "TIME"},
-        {"max-bandwidth", 0, 0, G_OPTION_ARG_STRING, &o->max_bandwidth, "Over all channels, a second (no limit)", "SIZE"},
-        {"audit", 0, 0, G_OPTION_ARG_STRING, &o->audit, "Compare all memory: after, before the guest runs, off (after)", "WHEN"},
-        {"dry-run", 0, 0, G_OPTION_ARG_NONE, &o->dry_run, "Ask the target whether it would take the guest, move nothing", NULL},
+        {"downtime-limit", 0, 0, G_OPTION_ARG_STRING, &o->downtime_limit, "How long the guest may stand still (20ms)",
+         "TIME"},
+        {"max-bandwidth", 0, 0, G_OPTION_ARG_STRING, &o->max_bandwidth, "Over all channels, a second (no limit)",
+         "SIZE"},
+        {"audit", 0, 0, G_OPTION_ARG_STRING, &o->audit, "Compare all memory: after, before the guest runs, off (after)",
+         "WHEN"},
+        {"dry-run", 0, 0, G_OPTION_ARG_NONE, &o->dry_run,
+         "Ask the target whether it would take the guest, move nothing", NULL},
         {"stream-version", 0, 0, G_OPTION_ARG_STRING, &o->stream_version, "3 or 2 (3)", "N"},
-        {"one-way", 0, 0, G_OPTION_ARG_NONE, &o->one_way, "Nobody answers: write a stream, leave the guest stopped here", NULL},
+        {"one-way", 0, 0, G_OPTION_ARG_NONE, &o->one_way,
+         "Nobody answers: write a stream, leave the guest stopped here", NULL},
         {"then", 0, 0, G_OPTION_ARG_STRING, &o->then, "After a stream was written: stop, cont or quit (stop)", "WHAT"},
         {"keep", 0, 0, G_OPTION_ARG_NONE, &o->keep, "Do not end the machine that the guest has left", NULL},
         {"detach", 0, 0, G_OPTION_ARG_NONE, &o->detach, "Return at once; see status --follow", NULL},
         {"pause-before-switchover", 0, 0, G_OPTION_ARG_NONE, &o->pause, "Wait there until cont", NULL},
         {"switchover-timeout", 0, 0, G_OPTION_ARG_STRING, &o->switchover_timeout,
          "How long the target may take beyond the downtime limit (2s)", "TIME"},
-        {"timeout", 0, 0, G_OPTION_ARG_STRING, &o->timeout, "Give up when the guest has not moved by then (never)", "TIME"},
+        {"timeout", 0, 0, G_OPTION_ARG_STRING, &o->timeout, "Give up when the guest has not moved by then (never)",
+         "TIME"},
         {"insecure", 0, 0, G_OPTION_ARG_NONE, &o->insecure, "Allow plaintext off the loopback", NULL},
         {"progress", 0, 0, G_OPTION_ARG_INT, &o->progress_fd, "Write JSON status lines to this descriptor", "FD"},
         G_OPTION_ENTRY_NULL};
@@ -150,11 +159,13 @@ static bool check_options(const Migrate *migrate, GError **error)
     VmfAudit audit;
 
     if (o->then && !writes)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "migrate: --then: the guest moves away; it is for file: and --one-way");
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,
+                    "migrate: --then: the guest moves away; it is for file: and --one-way");
     else if (o->then && strcmp(o->then, "stop") != 0 && strcmp(o->then, "cont") != 0 && strcmp(o->then, "quit") != 0)
         g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "migrate: --then: '%s': expected stop, cont or quit", o->then);
     else if (o->progress_fd >= 0 && fcntl(o->progress_fd, F_GETFD) < 0)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "migrate: --progress: descriptor %d is not open", o->progress_fd);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "migrate: --progress: descriptor %d is not open",
+                    o->progress_fd);
     else
         return !o->audit || vmf_audit_parse(o->audit, &audit, error);
     return false;
@@ -168,12 +179,13 @@ static json_t *migrate_arguments(const Migrate *migrate, GError **error)
     if (!parameters)
         return NULL;
     /* Who stays to see the end does what comes then; a machine that quit by itself could not be asked how it went. */
-    return json_pack("{s:s,s:b,s:b,s:b,s:s,s:o}", "uri", migrate->uri, "x-vmferry-dry-run", o->dry_run, "x-vmferry-one-way", o->one_way,
-                     "x-vmferry-insecure", o->insecure, "x-vmferry-then", o->detach && o->then ? o->then : "stop",
-                     "x-vmferry-parameters", parameters);
+    return json_pack("{s:s,s:b,s:b,s:b,s:s,s:o}", "uri", migrate->uri, "x-vmferry-dry-run", o->dry_run,
+                     "x-vmferry-one-way", o->one_way, "x-vmferry-insecure", o->insecure, "x-vmferry-then",
+                     o->detach && o->then ? o->then : "stop", "x-vmferry-parameters", parameters);
 }
 
-/* ---- while it runs --------------------------------------------------------------------------------------------------------- */
+/* ---- while it runs
+ * --------------------------------------------------------------------------------------------------------- */
 
 static void tell_event(Migrate *migrate, const json_t *data)
 {
@@ -182,7 +194,8 @@ static void tell_event(Migrate *migrate, const json_t *data)
 
     vmf_progress_clear(&migrate->progress);
     vmf_report_event(migrate->common.json,
-                     json_pack("{s:s,s:s,s:s,s:s}", "type", "event", "name", migrate->name, "id", id ? id : "", "text", text ? text : ""),
+                     json_pack("{s:s,s:s,s:s,s:s}", "type", "event", "name", migrate->name, "id", id ? id : "", "text",
+                               text ? text : ""),
                      "vmferry: %s: %s", migrate->name, text);
 }
 
@@ -193,9 +206,10 @@ static void tell_status(Migrate *migrate, const json_t *data)
     if (strcmp(status, "pre-switchover") == 0) {
         vmf_progress_clear(&migrate->progress);
         vmf_report_event(migrate->common.json,
-                         json_pack("{s:s,s:s,s:s,s:s}", "type", "event", "name", migrate->name, "id", "migration.pre-switchover", "text",
-                                   "waits before its switchover"),
-                         "vmferry: %s: waits before its switchover; 'vmferry cont %s' goes on", migrate->name, migrate->name);
+                         json_pack("{s:s,s:s,s:s,s:s}", "type", "event", "name", migrate->name, "id",
+                                   "migration.pre-switchover", "text", "waits before its switchover"),
+                         "vmferry: %s: waits before its switchover; 'vmferry cont %s' goes on", migrate->name,
+                         migrate->name);
     }
 }
 
@@ -250,7 +264,8 @@ static bool wait_for_end(Migrate *migrate, GError **error)
         GError *cut = NULL;
 
         if (interruptions > 1) {
-            g_set_error(error, VMF_ERROR, VMF_ERROR_HELD, "%s: no longer waiting; the migration may still be going on", migrate->name);
+            g_set_error(error, VMF_ERROR, VMF_ERROR_HELD, "%s: no longer waiting; the migration may still be going on",
+                        migrate->name);
             return false;
         }
         if (interruptions > cancelled && !cancel(migrate, error))
@@ -275,7 +290,8 @@ static bool wait_for_end(Migrate *migrate, GError **error)
     }
 }
 
-/* ---- the end --------------------------------------------------------------------------------------------------------------- */
+/* ---- the end
+ * --------------------------------------------------------------------------------------------------------------- */
 
 static bool is_running(Migrate *migrate)
 {
@@ -388,7 +404,8 @@ int vmf_verb_migrate(int argc, char **argv)
         return vmf_common_fail(&migrate.common, error);
     if (!migrate.options.detach)
         return wait_for_end(&migrate, &error) ? conclude(&migrate) : lost_sight(&migrate, error);
-    vmf_report_line(migrate.common.json, json_pack("{s:s,s:s,s:s}", "type", "status", "name", migrate.name, "status", "setup"),
-                    "vmferry: %s: migrates to %s; 'vmferry status --follow %s' shows how", migrate.name, migrate.uri, migrate.name);
+    vmf_report_line(
+        migrate.common.json, json_pack("{s:s,s:s,s:s}", "type", "status", "name", migrate.name, "status", "setup"),
+        "vmferry: %s: migrates to %s; 'vmferry status --follow %s' shows how", migrate.name, migrate.uri, migrate.name);
     return VMF_EXIT_OK;
 }

@@ -3,7 +3,8 @@
 
 int vmf_verb_quit(int argc, char **argv)
 {
-    return vmf_common_command(argc, argv,
-                              "Ends the machine's process; a guest that is in it is lost. A migration that runs is cancelled first.",
-                              "quit", "quitting");
+    return vmf_common_command(
+        argc, argv,
+        "Ends the machine's process; a guest that is in it is lost. A migration that runs is cancelled first.", "quit",
+        "quitting");
 }

@@ -18,7 +18,8 @@
 
 static const char description[] =
     "Runs machine NAME in the foreground until it is told to quit. The first line on stdout says where it listens: "
-    "{\"type\":\"listening\",\"name\":...,\"uri\":...,\"control\":...}. With --incoming it waits for a guest instead of starting one; "
+    "{\"type\":\"listening\",\"name\":...,\"uri\":...,\"control\":...}. With --incoming it waits for a guest instead "
+    "of starting one; "
     "its memory and backend must be those of the guest that comes.";
 
 typedef struct {
@@ -41,8 +42,8 @@ typedef struct {
 static void clear(Run *run)
 {
     Options *o = &run->options;
-    char *strings[] = {o->memory, o->backend, o->guest, o->ram, o->incoming, o->console, o->state_dir, o->host_name, o->uuid,
-                       run->socket_path, run->console_path};
+    char *strings[] = {o->memory,    o->backend,   o->guest, o->ram,           o->incoming,      o->console,
+                       o->state_dir, o->host_name, o->uuid,  run->socket_path, run->console_path};
 
     vmf_control_free(run->control);
     vmf_machine_free(run->machine);
@@ -56,7 +57,8 @@ static void clear(Run *run)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Run, clear)
 
-/* ---- the command line ------------------------------------------------------------------------------------------------------ */
+/* ---- the command line
+ * ------------------------------------------------------------------------------------------------------ */
 
 static bool parse_options(Run *run, int argc, char **argv, int *exit_code)
 {
@@ -64,13 +66,17 @@ static bool parse_options(Run *run, int argc, char **argv, int *exit_code)
     const GOptionEntry entries[] = {
         {"memory", 0, 0, G_OPTION_ARG_STRING, &o->memory, "The guest's memory (256M)", "SIZE"},
         {"backend", 0, 0, G_OPTION_ARG_STRING, &o->backend, "What executes the guest: auto or rv32 (auto)", "NAME"},
-        {"guest", 0, 0, G_OPTION_ARG_STRING, &o->guest, "What the guest does: dirty=SIZE,set=SIZE,seed=N (nothing but beat)", "WORK"},
+        {"guest", 0, 0, G_OPTION_ARG_STRING, &o->guest,
+         "What the guest does: dirty=SIZE,set=SIZE,seed=N (nothing but beat)", "WORK"},
         {"ram", 0, 0, G_OPTION_ARG_STRING, &o->ram, "What its memory is made of: anon or memfd (anon)", "KIND"},
         {"small-pages", 0, 0, G_OPTION_ARG_NONE, &o->small_pages, "No transparent huge pages", NULL},
-        {"incoming", 0, 0, G_OPTION_ARG_STRING, &o->incoming, "Wait for a guest here; defer: until migrate-incoming", "URI"},
+        {"incoming", 0, 0, G_OPTION_ARG_STRING, &o->incoming, "Wait for a guest here; defer: until migrate-incoming",
+         "URI"},
         {"paused", 0, 0, G_OPTION_ARG_NONE, &o->paused, "Do not run the guest before cont", NULL},
-        {"daemon", 0, 0, G_OPTION_ARG_NONE, &o->daemon, "Go on in the background once the control socket answers", NULL},
-        {"console", 0, 0, G_OPTION_ARG_FILENAME, &o->console, "Append the guest's console to FILE (beside the control socket)", "FILE"},
+        {"daemon", 0, 0, G_OPTION_ARG_NONE, &o->daemon, "Go on in the background once the control socket answers",
+         NULL},
+        {"console", 0, 0, G_OPTION_ARG_FILENAME, &o->console,
+         "Append the guest's console to FILE (beside the control socket)", "FILE"},
         {"unpaced", 0, 0, G_OPTION_ARG_NONE, &o->unpaced, "Let the guest run as fast as it can", NULL},
         {"state-dir", 0, 0, G_OPTION_ARG_FILENAME, &o->state_dir, "What survives a reboot is kept there", "DIR"},
         {"host-name", 0, 0, G_OPTION_ARG_STRING, &o->host_name, "What messages call this host (its host name)", "NAME"},
@@ -153,7 +159,8 @@ static bool configure(Run *run, GError **error)
            named(parse_uuid(o->uuid, run->name, config->uuid, error), "--uuid", error);
 }
 
-/* ---- the machine ----------------------------------------------------------------------------------------------------------- */
+/* ---- the machine
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static bool prepare_directories(Run *run, GError **error)
 {
@@ -190,6 +197,7 @@ static bool make_control(Run *run, GError **error)
         .host_name = o->host_name ? o->host_name : g_get_host_name(),
         .socket_path = run->socket_path,
         .incoming = o->incoming != NULL,
+        .paused = o->paused,
         .insecure = o->insecure,
         .event = on_event,
         .opaque = run,
@@ -231,7 +239,8 @@ static bool set_up(Run *run, GError **error)
 static gboolean on_signal(void *opaque)
 {
     vmf_control_quit(opaque, "host-signal");
-    /* A migration past the point of no return is waited for; who cannot wait sends a second signal, which has its default effect. */
+    /* A migration past the point of no return is waited for; who cannot wait sends a second signal, which has its
+     * default effect. */
     return G_SOURCE_REMOVE;
 }
 

@@ -13,9 +13,9 @@
 
 #define FOLLOW_MS 100
 
-static const char description[] =
-    "Says what the machine does, what its guest has counted and how its latest migration went. --follow stays until a migration that "
-    "runs (or a guest that is awaited) has come to its end, and exits as migrate does.";
+static const char description[] = "Says what the machine does, what its guest has counted and how its latest migration "
+                                  "went. --follow stays until a migration that "
+                                  "runs (or a guest that is awaited) has come to its end, and exits as migrate does.";
 
 static uint64_t number(const json_t *object, const char *member)
 {
@@ -66,7 +66,8 @@ static void print_migration(const json_t *status)
         text = vmf_summary_text(&summary);
         printf("  migration: %s\n", text);
     } else {
-        printf("  migration: %s, %s (%s)\n", is_outgoing(status) ? "out" : "in", string(migration, "status"), string(migration, "uri"));
+        printf("  migration: %s, %s (%s)\n", is_outgoing(status) ? "out" : "in", string(migration, "status"),
+               string(migration, "uri"));
     }
 }
 
@@ -76,10 +77,10 @@ static void print_text(const json_t *status)
     const char *incoming = string(status, "incoming_uri");
 
     printf("%s: %s at %s\n", string(status, "name"), string(status, "status"), string(status, "host_name"));
-    printf("  machine: %s, %" G_GUINT64_FORMAT " MiB, pid %d\n", string(status, "backend"), number(status, "memory_bytes") >> 20,
-           (int)number(status, "pid"));
-    printf("  guest: %" G_GUINT64_FORMAT " beats, %" G_GUINT64_FORMAT " errors, longest gap %s\n", number(status, "beats"),
-           number(status, "guest_errors"), gap);
+    printf("  machine: %s, %" G_GUINT64_FORMAT " MiB, pid %d\n", string(status, "backend"),
+           number(status, "memory_bytes") >> 20, (int)number(status, "pid"));
+    printf("  guest: %" G_GUINT64_FORMAT " beats, %" G_GUINT64_FORMAT " errors, longest gap %s\n",
+           number(status, "beats"), number(status, "guest_errors"), gap);
     if (*incoming)
         printf("  incoming: %s\n", incoming);
     print_migration(status);
@@ -143,7 +144,8 @@ int vmf_verb_status(int argc, char **argv)
     g_autoptr(GError) error = NULL;
     gboolean follows = FALSE;
     const GOptionEntry entries[] = {
-        {"follow", 0, 0, G_OPTION_ARG_NONE, &follows, "Go on until the migration has ended", NULL}, G_OPTION_ENTRY_NULL};
+        {"follow", 0, 0, G_OPTION_ARG_NONE, &follows, "Go on until the migration has ended", NULL},
+        G_OPTION_ENTRY_NULL};
     int exit_code;
     json_t *status;
 

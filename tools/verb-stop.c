@@ -3,6 +3,7 @@
 
 int vmf_verb_stop(int argc, char **argv)
 {
-    return vmf_common_command(argc, argv, "Pauses the machine: its vCPU stands still until cont. A paused guest arrives paused.", "stop",
-                              "stopped");
+    return vmf_common_command(argc, argv,
+                              "Pauses the machine: its vCPU stands still until cont. A paused guest arrives paused.",
+                              "stop", "stopped");
 }

@@ -33,7 +33,8 @@ static void print_verbs(FILE *file)
     fprintf(file, "Usage:\n  vmferry VERB [OPTION...] [NAME...]\n\nVerbs:\n");
     for (size_t i = 0; i < G_N_ELEMENTS(verbs); i++)
         fprintf(file, "  %-9s %s\n", verbs[i].name, verbs[i].summary);
-    fprintf(file, "\n'vmferry VERB --help' and vmferry-VERB(1) say more. 'vmferry --version' says which vmferry this is.\n");
+    fprintf(file,
+            "\n'vmferry VERB --help' and vmferry-VERB(1) say more. 'vmferry --version' says which vmferry this is.\n");
 }
 
 static int unknown_verb(const char *name)
