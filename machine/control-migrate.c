@@ -80,18 +80,16 @@ static bool begin(VmfControl *control, VmfConnector *connector, const VmfParamet
     return true;
 }
 
-/* ---- out of here
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- out of here ------------------------------------------------------------------------------------------------- */
 
 static bool may_migrate(VmfControl *control, GError **error)
 {
     const char *why = NULL;
 
-    if (vmf_control_is_migrating(control))
-        why = control->awaiting_guest ? "Guest is waiting for an incoming migration"
-                                      : "There's a migration process in progress";
-    else if (control->awaiting_guest)
+    if (vmf_control_awaits_guest(control))
         why = "Guest is waiting for an incoming migration";
+    else if (vmf_control_is_migrating(control))
+        why = "There's a migration process in progress";
     else if (control->migration && vmf_migration_has_moved_away(control->migration))
         why = "the guest has moved away";
     else if (vmf_control_is_held(control))
@@ -156,8 +154,7 @@ static void on_source_ended(void *opaque)
         g_main_loop_quit(control->loop);
 }
 
-/* ---- into here
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- into here --------------------------------------------------------------------------------------------------- */
 
 static bool await_guest(VmfControl *control, GError **error)
 {

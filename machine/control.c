@@ -98,12 +98,17 @@ void vmf_control_event(VmfControl *control, const char *name, json_t *data)
     json_decref(event);
 }
 
-/* ---- the guest
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- the guest --------------------------------------------------------------------------------------------------- */
 
 bool vmf_control_is_migrating(const VmfControl *control)
 {
     return control->migration && !vmf_migration_has_ended(control->migration);
+}
+
+bool vmf_control_awaits_guest(VmfControl *control)
+{
+    control->awaiting_guest &= !vmf_machine_is_running(control->config.machine);
+    return control->awaiting_guest;
 }
 
 bool vmf_control_is_held(VmfControl *control)
@@ -128,7 +133,7 @@ static bool is_switching_over(VmfControl *control)
 
 const char *vmf_control_run_state(VmfControl *control)
 {
-    if (control->awaiting_guest)
+    if (vmf_control_awaits_guest(control))
         return "inmigrate";
     if (control->migration && vmf_migration_has_moved_away(control->migration))
         return "postmigrate";
@@ -151,7 +156,7 @@ static bool is_owners_to_run(VmfControl *control, const char *verb, GError **err
 {
     const char *why = NULL;
 
-    if (control->awaiting_guest)
+    if (vmf_control_awaits_guest(control))
         why = "the guest has not arrived";
     else if (control->migration && vmf_migration_has_moved_away(control->migration))
         why = "the guest has moved away";

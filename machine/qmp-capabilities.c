@@ -44,7 +44,7 @@ json_t *vmf_qmp_set_capabilities(VmfControl *control, VmfControlClient *client, 
     json_t *list = json_object_get(arguments, "capabilities"), *entry;
     size_t i;
 
-    if (vmf_control_is_migrating(control) && !control->awaiting_guest) {
+    if (vmf_control_is_migrating(control) && !vmf_control_awaits_guest(control)) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "There's a migration process in progress");
         return NULL;
     }

@@ -137,6 +137,14 @@ json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *argum
     return result;
 }
 
+void vmf_client_forget_events(VmfClient *client)
+{
+    json_t *event;
+
+    while ((event = g_queue_pop_head(&client->events)))
+        json_decref(event);
+}
+
 json_t *vmf_client_next_event(VmfClient *client, int timeout_ms, GError **error)
 {
     json_t *message;
@@ -197,12 +205,9 @@ VmfClient *vmf_client_open(const char *runtime_dir, const char *name, GError **e
 
 void vmf_client_free(VmfClient *client)
 {
-    json_t *event;
-
     if (!client)
         return;
-    while ((event = g_queue_pop_head(&client->events)))
-        json_decref(event);
+    vmf_client_forget_events(client);
     g_string_free(client->input, TRUE);
     if (client->fd >= 0)
         close(client->fd);

@@ -17,6 +17,7 @@
 #include "tools/summary.h"
 
 #define PROGRESS_MS 100
+#define SETTLE_MS 10
 
 static const char description[] = "Moves the guest of machine NAME, running, to the machine that waits at URI "
                                   "(tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND), or "
@@ -66,8 +67,7 @@ static void clear(Migrate *migrate)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Migrate, clear)
 
-/* ---- the command line
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- the command line -------------------------------------------------------------------------------------------- */
 
 static bool parse_options(Migrate *migrate, int argc, char **argv, int *exit_code)
 {
@@ -184,8 +184,7 @@ static json_t *migrate_arguments(const Migrate *migrate, GError **error)
                      o->detach && o->then ? o->then : "stop", "x-vmferry-parameters", parameters);
 }
 
-/* ---- while it runs
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- while it runs ----------------------------------------------------------------------------------------------- */
 
 static void tell_event(Migrate *migrate, const json_t *data)
 {
@@ -290,8 +289,7 @@ static bool wait_for_end(Migrate *migrate, GError **error)
     }
 }
 
-/* ---- the end
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 static bool is_running(Migrate *migrate)
 {
@@ -355,16 +353,31 @@ static int lost_sight(Migrate *migrate, const GError *error)
     return VMF_EXIT_HELD;
 }
 
+/* A guest that has just arrived runs a little before its session has told the source all there is to tell. */
+static bool has_settled(Migrate *migrate)
+{
+    json_t *info = vmf_client_execute(migrate->client, "query-migrate", NULL, NULL);
+    const json_t *detail = json_object_get(info, "x-vmferry");
+    const char *side = json_string_value(json_object_get(detail, "side"));
+    bool settled = !side || strcmp(side, "target") != 0 || json_is_true(json_object_get(detail, "ended"));
+
+    json_decref(info);
+    return settled || !is_running(migrate);
+}
+
 static bool begin(Migrate *migrate, json_t *arguments, GError **error)
 {
     json_t *result;
 
+    while (!has_settled(migrate) && interruptions == 0)
+        g_usleep(SETTLE_MS * 1000);
     migrate->machine = vmf_client_execute(migrate->client, "x-vmferry-query-machine", NULL, error);
     if (!migrate->machine) {
         json_decref(arguments);
         return false;
     }
     result = vmf_client_execute(migrate->client, "migrate", arguments, error);
+    vmf_client_forget_events(migrate->client); /* the end of an earlier migration may be among them */
     json_decref(result);
     return result != NULL;
 }

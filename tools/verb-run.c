@@ -57,8 +57,7 @@ static void clear(Run *run)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Run, clear)
 
-/* ---- the command line
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- the command line -------------------------------------------------------------------------------------------- */
 
 static bool parse_options(Run *run, int argc, char **argv, int *exit_code)
 {
@@ -159,8 +158,7 @@ static bool configure(Run *run, GError **error)
            named(parse_uuid(o->uuid, run->name, config->uuid, error), "--uuid", error);
 }
 
-/* ---- the machine
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- the machine ------------------------------------------------------------------------------------------------- */
 
 static bool prepare_directories(Run *run, GError **error)
 {

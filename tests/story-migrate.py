@@ -1,0 +1,332 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whole migrations between two machines, driven by the command: what is said, what it costs, who runs the guest afterwards."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+
+import story
+
+GUEST = ('--guest', 'dirty=8M,set=4M')
+SUMMARY = {'outcome', 'downtime_ns', 'guest_gap_ns', 'rounds', 'bytes_sent', 'total_ns', 'guest_errors', 'backend', 'verified',
+           'downtime_stop_ns', 'downtime_ram_ns', 'downtime_state_ns', 'downtime_ready_ns', 'downtime_run_ns', 'channels',
+           'channel_bytes', 'source', 'target', 'name', 'exit_code'}
+
+
+def pair(stage, incoming=(), uri='tcp:127.0.0.1:0', source=GUEST):
+    """A machine that works at host-a and one that waits at host-b."""
+    target = stage.host('host-b').run('vm', *GUEST, '--incoming', uri, *incoming)
+    machine = stage.host('host-a').run('vm', *source)
+    if '--paused' not in source:
+        story.wait_until(lambda: machine.status()['pages_written'] > 100, 'pages written')
+    return machine, target
+
+
+def migrate(machine, target, *options):
+    return machine.host.vmferry('migrate', 'vm', target if isinstance(target, str) else target.uri, *options)
+
+
+def lives(machine):
+    before = machine.status()
+    assert before['status'] == 'running' and before['guest_errors'] == 0, before
+    story.wait_until(lambda: machine.status()['beats'] > before['beats'], 'beats')
+
+
+def a_guest_moves(stage):
+    source, target = pair(stage)
+    beats = source.status()['beats']
+    done = migrate(source, target, '--json')
+    assert done.code == 0, done
+    summary = done.lines[-1]
+    assert summary['type'] == 'summary' and SUMMARY <= set(summary), SUMMARY - set(summary)
+    assert (summary['outcome'], summary['verified'], summary['backend'], summary['guest_errors']) == ('completed', 'full', 'rv32', 0)
+    assert 0 < summary['downtime_ns'] < summary['total_ns'] and summary['guest_gap_ns'] > 0 and summary['rounds'] >= 2
+    assert (summary['source'], summary['exit_code'], summary['was_running']) == ('host-a', 0, True)
+    assert {line['type'] for line in done.lines} <= {'status', 'event', 'summary'} and done.lines[0]['type'] == 'status'
+    assert source.wait() == 0    # migrate has sent quit
+    assert target.status()['beats'] >= beats
+    lives(target)
+
+
+def the_last_line_says_it_in_words(stage):
+    source, target = pair(stage)
+    done = migrate(source, target)
+    assert done.code == 0 and done.stderr == '', done
+    assert re.fullmatch(r'vmferry: vm now runs at \S+: downtime [\d.]+ [mu]?s \([\d.]+ [mu]?s for the guest\), \d+ rounds?, '
+                        r'[\d.]+ \w+ sent in [\d.]+ m?s, verified: full\n', done.stdout), done
+
+
+def channels_versions_memory_and_audits(stage):
+    for index, (options, ram) in enumerate(((('--channels', '1', '--stream-version', '3', '--audit', 'before'), 'anon'),
+                                            (('--channels', '2', '--stream-version', '2', '--audit', 'after'), 'memfd'),
+                                            (('--channels', '4', '--audit', 'after'), 'memfd'), (('--audit', 'off'), 'anon'))):
+        target = stage.host(f'b{index}').run('vm', *GUEST, '--incoming', 'tcp:127.0.0.1:0', '--ram', ram)
+        source = stage.host(f'a{index}').run('vm', *GUEST, '--ram', ram)
+        story.wait_until(lambda: source.status()['pages_written'] > 500, 'pages written')
+        done = migrate(source, target, '--json', *options)
+        assert done.code == 0, done
+        summary = done.lines[-1]
+        channels = int(options[1]) if options[0] == '--channels' else 2
+        assert summary['channels'] == len(summary['channel_bytes']) == channels and all(summary['channel_bytes']), summary
+        assert summary['stream_version'] == (2 if '2' in options[2:4] else 3)
+        assert summary['verified'] == ('transport' if 'off' in options else 'full'), summary
+        lives(target)
+
+
+def kept_it_is_empty_and_stands(stage):
+    source, target = pair(stage, source=('--guest', 'dirty=400M,set=12M'))
+    story.wait_until(lambda: source.status()['pages_written'] > 3000, 'pages written')
+
+    def resident():
+        with open(f'/proc/{source.process.pid}/smaps_rollup', encoding='ascii') as rollup:
+            return int(re.search(r'^Anonymous: +(\d+)', rollup.read(), re.M).group(1))
+    before = resident()
+    assert migrate(source, target, '--keep').code == 0
+    assert source.status()['status'] == 'postmigrate' and not source.status()['running']
+    story.wait_until(lambda: resident() < before - 8192, 'memory given back')
+    for verb in ('cont', 'stop'):
+        refused = source.host.vmferry(verb, 'vm')
+        assert refused.code == 1 and 'moved away' in refused.stderr, refused
+    assert 'moved away' in migrate(source, 'tcp:127.0.0.1:1').stderr
+    text = source.host.vmferry('status', 'vm').stdout
+    assert 'postmigrate' in text and 'now runs at' in text, text
+    assert source.host.vmferry('quit', 'vm').code == 0 and source.wait() == 0
+    lives(target)
+
+
+def a_paused_guest_arrives_paused(stage):
+    source, target = pair(stage)
+    assert source.host.vmferry('stop', 'vm').code == 0
+    done = migrate(source, target)
+    assert done.code == 0 and 'vm is now paused at' in done.stdout, done
+    story.wait_until(lambda: target.status()['status'] == 'paused', 'arrival')
+    assert target.host.vmferry('cont', 'vm').code == 0
+    lives(target)
+
+
+def a_target_that_is_told_to_keep_it_paused(stage):
+    source, target = pair(stage, incoming=('--paused',))
+    assert migrate(source, target).code == 0
+    story.wait_until(lambda: target.status()['status'] == 'paused', 'arrival')
+    assert target.host.vmferry('cont', 'vm').code == 0
+    lives(target)
+
+
+def from_host_to_host_and_back(stage):
+    machine = stage.host('host-0').run('vm', *GUEST)
+    for hop in range(1, 6):
+        target = stage.host(f'host-{hop}').run('vm', *GUEST, '--incoming', 'tcp:127.0.0.1:0')
+        assert migrate(machine, target).code == 0
+        machine = target
+        story.wait_until(lambda: machine.status()['status'] == 'running', 'arrival')
+    lives(machine)
+
+
+def it_can_be_cancelled(stage):
+    for how in ('verb', 'interrupt'):
+        target = stage.host(f'b-{how}').run('vm', *GUEST, '--incoming', 'tcp:127.0.0.1:0')
+        source = stage.host(f'a-{how}').run('vm', '--guest', 'dirty=40M,set=12M')
+        process = source.host.start('migrate', 'vm', target.uri, '--json', '--max-bandwidth', '1MB')
+        story.wait_until(lambda: (source.status()['migration'] or {}).get('status') == 'active', 'the first round')
+        if how == 'verb':
+            cancelled = source.host.vmferry('cancel', 'vm')
+            assert cancelled.code == 0 and 'cancelled' in cancelled.stdout, cancelled
+        else:
+            process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=story.PATIENCE_S)
+        assert process.returncode == 1 and json.loads(stdout.splitlines()[-1])['outcome'] == 'cancelled', stdout
+        lives(source)
+        assert source.host.vmferry('cancel', 'vm').code == 1
+        assert target.wait() == 1
+
+
+def a_second_interrupt_abandons_the_wait(stage):
+    source, _ = pair(stage)
+    with socket.create_server(('127.0.0.1', 0)) as silent:   # takes the connection and never answers
+        process = source.host.start('migrate', 'vm', f'tcp:127.0.0.1:{silent.getsockname()[1]}')
+        story.wait_until(lambda: source.status()['migration'], 'the migration')
+        process.send_signal(signal.SIGSTOP)                 # both come while it looks away
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        _, stderr = process.communicate(timeout=story.PATIENCE_S)
+        assert process.returncode == 4 and 'no longer waiting' in stderr, (process.returncode, stderr)
+        source.host.vmferry('cancel', 'vm')                 # a peer that never says anything is given up as well
+    lives(source)
+
+
+def limits_change_while_it_runs(stage):
+    source, target = pair(stage, source=('--guest', 'dirty=8M,set=12M'))
+    process = source.host.start('migrate', 'vm', target.uri, '--json', '--max-bandwidth', '100KB')
+    client = source.qmp()
+    story.wait_until(lambda: client.run('query-migrate').get('status') == 'active', 'the first round')
+    client.run('migrate-set-parameters', max_bandwidth=0, downtime_limit=300)
+    stdout, _ = process.communicate(timeout=story.PATIENCE_S)
+    assert process.returncode == 0, stdout
+    lives(target)
+
+
+def it_waits_before_the_switchover(stage):
+    source, target = pair(stage)
+    process = source.host.start('migrate', 'vm', target.uri, '--pause-before-switchover')
+    story.wait_until(lambda: (source.status()['migration'] or {}).get('status') == 'pre-switchover', 'pre-switchover')
+    done = source.host.vmferry('cont', 'vm')
+    assert done.code == 0 and 'switching over' in done.stdout, done
+    _, stderr = process.communicate(timeout=story.PATIENCE_S)
+    assert process.returncode == 0 and 'vmferry cont vm' in stderr, stderr
+    lives(target)
+
+
+def detached_and_followed(stage):
+    source, target = pair(stage)
+    done = migrate(source, target, '--detach', '--max-bandwidth', '4MB', '--downtime-limit', '5s')
+    assert done.code == 0 and 'status --follow' in done.stdout, done
+    followed = source.host.vmferry('status', 'vm', '--follow', '--json')
+    assert followed.code == 0 and followed.lines[-1]['outcome'] == 'completed', followed
+    assert source.status()['status'] == 'postmigrate'
+    lives(target)
+
+
+def a_dry_run_moves_nothing(stage):
+    source, target = pair(stage)
+    done = migrate(source, target, '--dry-run', '--json')
+    assert done.code == 0 and done.lines[-1]['outcome'] == 'preflight-ok', done
+    lives(source)
+    other = stage.host('host-c').run('vm', *GUEST, '--incoming', 'tcp:127.0.0.1:0', '--memory', '32M')
+    refused = migrate(source, other, '--dry-run', '--json')
+    assert refused.code == 1 and refused.lines[-1]['outcome'] == 'preflight-refused', refused
+    assert any(line['type'] == 'event' and line['id'] == 'incompatible' for line in refused.lines), refused
+    assert refused.lines[-1]['incompatibilities'], refused
+    assert migrate(source, target).code == 0      # both still wait, and the real run comes after
+    lives(target)
+
+
+def a_target_of_another_size_refuses(stage):
+    source, _ = pair(stage)
+    other = stage.host('host-c').run('vm', *GUEST, '--incoming', 'tcp:127.0.0.1:0', '--memory', '32M')
+    done = migrate(source, other)
+    assert done.code == 1 and 'vm still runs at host-a' in done.stdout and 'memory' in done.stderr, done
+    lives(source)
+
+
+def nobody_listens(stage):
+    source, _ = pair(stage)
+    done = migrate(source, 'tcp:127.0.0.1:1', '--json')
+    assert done.code == 1, done
+    assert [line['type'] for line in done.lines][-2:] == ['error', 'summary'], done
+    assert done.lines[-2]['id'] == 'channel.connect' and done.lines[-1]['outcome'] == 'failed', done
+    lives(source)
+    done = migrate(source, 'tcp:127.0.0.1:1')
+    assert done.stdout.startswith('vmferry: vm still runs at host-a: the migration failed: ') and 'vmferry: hint: ' in done.stderr, done
+
+
+def plaintext_stays_on_the_loopback(stage):
+    source, _ = pair(stage)
+    done = migrate(source, 'tcp:192.0.2.1:4444')
+    assert done.code == 1 and '--insecure' in done.stderr, done
+    refused = stage.host('host-c').vmferry('run', 'vm', '--incoming', 'tcp:0.0.0.0:0')
+    assert refused.code == 1 and '--insecure' in refused.stderr and refused.stdout == '', refused
+
+
+def strangers_do_not_end_it(stage):
+    source, target = pair(stage)
+    port = int(target.uri.rsplit(':', 1)[1])
+    for words in (b'', b'GET / HTTP/1.0\r\n\r\n', bytes(4096), b'\xff' * 100000):
+        with socket.create_connection(('127.0.0.1', port)) as stranger:
+            stranger.sendall(words)
+    assert migrate(source, target).code == 0
+    lives(target)
+
+
+def into_a_file_and_out_of_it(stage):
+    path = os.path.join(stage.directory, 'stream')
+    source = stage.host('host-a').run('vm', *GUEST)
+    story.wait_until(lambda: source.status()['pages_written'] > 100, 'pages written')
+    done = migrate(source, f'file:{path}')
+    assert done.code == 0 and 'vm is written to' in done.stdout and 'stopped at host-a' in done.stdout, done
+    assert source.status()['status'] == 'paused'
+    assert source.host.vmferry('cont', 'vm').code == 0
+    lives(source)
+    target = stage.host('host-b').run('vm', *GUEST, '--incoming', f'file:{path}')
+    story.wait_until(lambda: target.status()['status'] == 'running', 'the guest')
+    lives(target)
+    waiting = stage.host('host-c').run('vm', *GUEST, '--incoming', f'file:{path}', '--paused')
+    story.wait_until(lambda: waiting.status()['status'] == 'paused', 'the guest')
+    done = migrate(source, f'exec:cat > {path}2', '--one-way', '--then', 'cont')
+    assert done.code == 0 and 'runs on at host-a' in done.stdout, done
+    lives(source)
+    done = migrate(source, f'file:{path}3', '--then', 'quit')
+    assert done.code == 0 and source.wait() == 0, done
+    again = stage.host('host-d').run('vm', *GUEST, '--incoming', f'exec:cat {path}2')
+    story.wait_until(lambda: again.status()['status'] == 'running', 'the guest')
+
+
+def a_damaged_file_is_refused(stage):
+    path = os.path.join(stage.directory, 'stream')
+    source = stage.host('host-a').run('vm', *GUEST)
+    story.wait_until(lambda: source.status()['pages_written'] > 500, 'pages written')
+    source.host.vmferry('stop', 'vm')    # each page goes into the file once: nothing mends what is damaged
+    assert migrate(source, f'file:{path}').code == 0
+    with open(path, 'r+b') as stream:
+        size = stream.seek(0, 2)
+        stream.seek(size // 2)
+        byte = stream.read(1)
+        stream.seek(size // 2)
+        stream.write(bytes([byte[0] ^ 0x40]))
+    process = stage.host('host-b').start('run', 'vm', '--memory', '16M', *GUEST, '--incoming', f'file:{path}')
+    stdout, stderr = process.communicate(timeout=story.PATIENCE_S)
+    assert process.returncode == 1 and stderr.startswith('vmferry: ') and len(stdout.splitlines()) == 1, (stdout, stderr)
+
+
+def over_a_unix_socket(stage):
+    source, target = pair(stage, uri=f'unix:{stage.directory}/migration.sock')
+    assert target.uri == f'unix:{stage.directory}/migration.sock'
+    assert migrate(source, target, '--channels', '3').code == 0
+    lives(target)
+
+
+def over_a_command(stage):
+    if subprocess.run(['sh', '-c', 'command -v socat'], capture_output=True).returncode:
+        raise story.Skip('socat is not installed')
+    source, target = pair(stage, uri=f'unix:{stage.directory}/migration.sock')
+    done = migrate(source, f'exec:socat STDIO UNIX-CONNECT:{stage.directory}/migration.sock')
+    assert done.code == 0, done
+    lives(target)
+
+
+def over_a_descriptor_that_was_passed(stage):
+    source = stage.host('host-a').run('vm', *GUEST)
+    target = stage.host('host-b').run('vm', *GUEST, '--incoming', 'defer')
+    assert target.uri is None
+    clients = [source.qmp(), target.qmp()]
+    for client, end in zip(clients, socket.socketpair()):
+        socket.send_fds(client.socket, [b'{"execute": "getfd", "arguments": {"fdname": "peer"}}'], [end.fileno()])
+        assert client.answer() == {'return': {}}
+        end.close()
+    clients[1].run('migrate-incoming', uri='fd:peer')
+    done = migrate(source, 'fd:peer')
+    assert done.code == 0, done
+    lives(target)
+
+
+def progress_for_programs(stage):
+    source, target = pair(stage)
+    read_end, write_end = os.pipe()
+    done = source.host.vmferry('migrate', 'vm', target.uri, f'--progress={write_end}', '--max-bandwidth', '4MB',
+                               '--downtime-limit', '5s', pass_fds=(write_end,))
+    os.close(write_end)
+    assert done.code == 0, done
+    with open(read_end, encoding='utf-8') as progress:
+        lines = [json.loads(line) for line in progress]
+    assert lines and all(line['type'] == 'status' and line['name'] == 'vm' and 'ram_remaining_bytes' in line for line in lines)
+
+
+story.run(a_guest_moves, the_last_line_says_it_in_words, channels_versions_memory_and_audits, kept_it_is_empty_and_stands,
+          a_paused_guest_arrives_paused, a_target_that_is_told_to_keep_it_paused, from_host_to_host_and_back, it_can_be_cancelled,
+          a_second_interrupt_abandons_the_wait, limits_change_while_it_runs, it_waits_before_the_switchover, detached_and_followed,
+          a_dry_run_moves_nothing, a_target_of_another_size_refuses, nobody_listens, plaintext_stays_on_the_loopback,
+          strangers_do_not_end_it, into_a_file_and_out_of_it, a_damaged_file_is_refused, over_a_unix_socket, over_a_command,
+          over_a_descriptor_that_was_passed, progress_for_programs)
