@@ -34,7 +34,7 @@ typedef struct {
     bool logging;        /* save_setup was reached */
     int64_t begun_ns;    /* accepted */
     int64_t stopped_ns;  /* the stop was asked for */
-    unsigned throttle_percent;
+    _Atomic unsigned throttle_percent; /* in force */
     uint64_t sent_before_round;
 } VmfSource;
 

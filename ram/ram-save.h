@@ -58,7 +58,7 @@ typedef struct {
     pthread_mutex_t lock; /* of the two below */
     GArray *suspects;     /* VmfChunkId: target's sum differs, not explained yet */
     GArray *mended;       /* VmfChunkId: sent again for that reason */
-    unsigned chunks_mended;
+    _Atomic unsigned chunks_mended;
 } VmfRamSave;
 
 /* @blocks: the guest's, in order, not owned. */

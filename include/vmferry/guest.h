@@ -45,7 +45,8 @@ typedef struct VmfGuestOps {
 /*
  * Where writes of the guest are recorded. A write that could be seen in memory when harvest() began must be reported by it, unless
  * it was cleared since; reporting a page that did not change is allowed. (The engine takes a difference that the harvest does not
- * explain for damage: a log in which a write shows ahead of its record lets the vCPUs get past that point first.) Sequence: start, then any number of harvest and clear, then stop.
+ * explain for damage: a log in which a write shows ahead of its record lets the vCPUs get past that point first.) Sequence: start,
+ * then any number of harvest and clear, then stop.
  */
 typedef struct VmfDirtyLogOps {
     size_t size; /* sizeof(VmfDirtyLogOps) */
