@@ -3,6 +3,8 @@
 
 #include <vmferry/error.h>
 
+#define COMPLAINT_TEXT_MAX 4096
+
 static VmfPack begin(const VmfRecordWriter *writer)
 {
     return (VmfPack){g_byte_array_new(), writer->format.swap};
@@ -40,6 +42,25 @@ static void unpack_token(VmfUnpack *unpack, uint8_t token[16])
         memcpy(token, at, 16);
 }
 
+/*
+ * What people are told comes from anywhere: file names, properties, messages of libraries. On the wire it is UTF-8 without control
+ * characters, 1 to @maximum octets, cut between two characters; otherwise the peer would refuse the record for its text.
+ */
+static char *clean_text(const char *text, size_t maximum)
+{
+    const char *some = *text ? text : "no reason given";
+    char *clean = g_utf8_make_valid(some, (gssize)strnlen(some, maximum));
+    size_t length = strlen(clean);
+
+    for (char *c = clean; *c; c++)
+        if ((uint8_t)*c < 0x20 || *c == 0x7f)
+            *c = ' ';
+    for (; length > maximum || ((uint8_t)clean[length] & 0xc0) == 0x80; length--)
+        ;
+    clean[length] = 0;
+    return clean;
+}
+
 bool vmf_empty_check(const VmfRecord *record, GError **error)
 {
     VmfUnpack unpack = unpack_of(record, false);
@@ -64,10 +85,9 @@ bool vmf_verdict_send(VmfRecordWriter *writer, const VmfVerdict *verdict, GError
     vmf_pack_u32(&pack, verdict->page_channels);
     vmf_pack_u32(&pack, 0);
     for (uint32_t i = 0; i < count; i++) {
-        g_autofree char *text = g_utf8_make_valid(verdict->texts[i], (gssize)strnlen(verdict->texts[i], VMF_VERDICT_TEXT_MAX - 8));
-        size_t length = MIN(strlen(text), VMF_VERDICT_TEXT_MAX);
-        vmf_pack_u16(&pack, (uint16_t)length);
-        vmf_pack_bytes(&pack, text, length);
+        g_autofree char *text = clean_text(verdict->texts[i], VMF_VERDICT_TEXT_MAX);
+        vmf_pack_u16(&pack, (uint16_t)strlen(text));
+        vmf_pack_bytes(&pack, text, strlen(text));
     }
     return end(writer, VMF_RECORD_VERDICT, &pack, true, error);
 }
@@ -355,11 +375,8 @@ bool vmf_complaint_send(VmfRecordWriter *writer, uint32_t type, const uint8_t *t
 {
     VmfPack pack = begin(writer);
     const char *id = vmf_error_id(why);
-    g_autofree char *text = g_utf8_make_valid(why->message, (gssize)strnlen(why->message, 2048));
+    g_autofree char *text = clean_text(why->message, COMPLAINT_TEXT_MAX);
 
-    for (char *c = text; *c; c++)
-        if ((uint8_t)*c < 0x20 || *c == 0x7f)
-            *c = ' ';
     if (token)
         vmf_pack_bytes(&pack, token, VMF_TOKEN_SIZE);
     vmf_pack_u16(&pack, (uint16_t)strlen(id));
