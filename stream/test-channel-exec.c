@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <setjmp.h>
@@ -205,22 +206,36 @@ static pid_t read_pid(VmfChannel *channel)
     return g_ascii_strtoll(line, NULL, 10);
 }
 
-/* A command may be a pipeline, and may ignore the polite signal. */
-static void nothing_of_a_command_is_left(void **state)
+/* A command may ignore the polite signal. */
+static void a_stubborn_command_ends(void **state)
 {
-    static const char *const commands[] = {"echo $$; sleep 1000 | sleep 1000",
-                                           "trap '' TERM; echo $$; sleep 1000; sleep 1000"};
+    g_autoptr(VmfChannel) channel = run("trap '' TERM; echo $$; sleep 1000; sleep 1000", VMF_EXEC_READ);
+    pid_t pid = read_pid(channel);
 
-    for (size_t i = 0; i < G_N_ELEMENTS(commands); i++) {
-        g_autoptr(VmfChannel) channel = run(commands[i], VMF_EXEC_READ);
-        pid_t pid = read_pid(channel);
+    assert_true(pid > 0);
+    assert_int_equal(kill(pid, 0), 0);
+    vmf_channel_shutdown(channel);
+    g_clear_pointer(&channel, vmf_channel_free);
+    assert_int_equal(kill(pid, 0), -1);
+}
 
-        assert_true(pid > 0);
-        assert_int_equal(kill(pid, 0), 0);
-        vmf_channel_shutdown(channel);
-        g_clear_pointer(&channel, vmf_channel_free);
-        assert_int_equal(kill(pid, 0), -1);
-    }
+/* A command may be a pipeline. All of it holds the lock, which is free when the last of it is gone. */
+static void nothing_of_a_pipeline_is_left(void **state)
+{
+    g_autofree char *path = NULL, *command = NULL;
+    g_autoptr(VmfChannel) channel = NULL;
+    int fd = g_file_open_tmp("vmferry-XXXXXX", &path, NULL);
+
+    assert_true(fd >= 0);
+    command = g_strdup_printf("exec 9< %s; flock -s 9; sleep 1000 | (echo 1; sleep 1000)", path);
+    channel = run(command, VMF_EXEC_READ);
+    read_pid(channel);
+    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), -1);
+    vmf_channel_shutdown(channel);
+    g_clear_pointer(&channel, vmf_channel_free);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    close(fd);
+    assert_int_equal(unlink(path), 0);
 }
 
 /* The embedder's habits do not reach the command. */
@@ -269,7 +284,8 @@ int main(void)
         cmocka_unit_test(one_way_commands),
         cmocka_unit_test(a_failing_command_tells_its_status),
         cmocka_unit_test(shutdown_leaves_a_hanging_command),
-        cmocka_unit_test(nothing_of_a_command_is_left),
+        cmocka_unit_test(a_stubborn_command_ends),
+        cmocka_unit_test(nothing_of_a_pipeline_is_left),
         cmocka_unit_test(a_command_starts_fresh),
         cmocka_unit_test(somebody_else_may_take_the_status),
     };

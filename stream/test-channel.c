@@ -235,11 +235,13 @@ static void nothing_to_move_never_waits(void **state)
 static void waiting_has_an_end(void **state)
 {
     Ends ends = make_ends(state);
+    int64_t before = vmf_now_ns();
     g_autoptr(GError) error = NULL;
     char buf[4];
 
     assert_int_equal(vmf_channel_wait_readable(ends.reader, 0, NULL), 0);
     assert_int_equal(vmf_channel_wait_readable(ends.reader, MS, NULL), 0);
+    assert_true(vmf_now_ns() - before >= MS);
     assert_true(vmf_channel_write_all(ends.writer, "ab", 2, NULL));
     assert_int_equal(vmf_channel_wait_readable(ends.reader, FOR_EVER, NULL), 1);
 

@@ -335,6 +335,18 @@ static void a_stale_socket_is_replaced_a_live_one_not(void **state)
     assert_int_equal(access(uri + strlen("unix:"), F_OK), 0);
 }
 
+static void a_busy_socket_is_not_stale(void **state)
+{
+    int fd;
+    g_autoptr(VmfConnector) from = connector_that_waits(state, &fd);
+    G_GNUC_UNUSED g_autoptr(VmfChannel) first = open_one(from);
+    g_autoptr(GError) error = NULL;
+
+    assert_null(vmf_listener_new(from->uri->text, 0, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_CONNECT));
+    close(fd);
+}
+
 static void a_file_in_the_way_stays(void **state)
 {
     g_autofree char *uri = in_directory(state, "unix:", "precious");
@@ -769,6 +781,7 @@ int main(void)
         IN_DIRECTORY(unix_meets),
         IN_DIRECTORY(a_unix_socket_is_its_owners),
         IN_DIRECTORY(a_stale_socket_is_replaced_a_live_one_not),
+        IN_DIRECTORY(a_busy_socket_is_not_stale),
         IN_DIRECTORY(a_file_in_the_way_stays),
         IN_DIRECTORY(a_successors_socket_stays),
         cmocka_unit_test(strangers_come_and_go),

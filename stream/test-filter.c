@@ -357,6 +357,18 @@ static void an_idle_limit_saves_up_little(void **state)
     assert_int_equal(vmf_token_bucket_take(&bucket, 1, HOUR, &ready), 0);
 }
 
+/* A tenth of a byte is earned between two looks. */
+static void looking_often_loses_nothing(void **state)
+{
+    VmfTokenBucket bucket = bucket_at(1000);
+    int64_t ready = 0;
+    uint64_t sent = 0;
+
+    for (int64_t now = 0; now <= S; now += MS / 10)
+        sent += vmf_token_bucket_take(&bucket, 1, now, &ready);
+    assert_int_equal(sent, 1000);
+}
+
 static void time_that_goes_back_earns_nothing(void **state)
 {
     VmfTokenBucket bucket = bucket_at(1000 * 1000);
@@ -515,6 +527,7 @@ int main(void)
         cmocka_unit_test(filters_stack),
         cmocka_unit_test(a_rate_is_kept_over_any_time),
         cmocka_unit_test(an_idle_limit_saves_up_little),
+        cmocka_unit_test(looking_often_loses_nothing),
         cmocka_unit_test(time_that_goes_back_earns_nothing),
         cmocka_unit_test(a_changed_rate_counts_from_now_on),
         cmocka_unit_test(without_a_rate_everything_passes),
