@@ -73,6 +73,14 @@ VmfChannel *vmf_filter_fault(VmfChannel *below, const VmfFault *faults, size_t n
  * A connector opens channels to one peer (source side, or a file to write). URIs:
  *   tcp:HOST:PORT  unix:PATH  fd:N  exec:COMMAND  file:PATH
  * fd, exec and file give exactly one channel; a second open fails with VMF_ERROR_UNSUPPORTED.
+ *
+ * tcp:  an IPv6 address stands in brackets. To listen, port 0 takes a free one, and an empty HOST is every address of this host.
+ * unix: the socket file is for its owner alone (0600); one that nobody listens on any more is replaced.
+ * fd:   a connected socket or a pipe, which the connector (listener) takes over: it is closed with the channel, or with the connector
+ *       when none was opened. A pipe goes one way, whatever the flags say.
+ * exec: /bin/sh -c COMMAND in a process group of its own, started by open (accept). One way, its output goes to standard error.
+ * file: written as PATH.partial (0600), which gets its name, synced, when the session has written all of it. A device is written in
+ *       place.
  */
 typedef struct VmfConnector VmfConnector;
 typedef enum {
