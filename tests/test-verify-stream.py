@@ -317,6 +317,7 @@ def test_sections():
     blob, first = golden.BLOB, golden.BLOB_FIRST_PART
     plant('a section that is not complete', 'section', replaced(state=lambda s: s.section(0, 0, b'', last=True)))
     plant('no sections', 'section', replaced(state=None))
+    plant('a section that goes on after its end', 'section', behind('state', lambda s: s.section(1, 2, b'')))
     plant('a section twice', 'section', behind('state', lambda s: s.section(1, 0, b'', last=True)))
     plant('sections out of order', 'section', replaced(state=lambda s: (
         s.section(1, 0, blob, last=True), s.section(0, 0, golden.counter_state(s.order), last=True))))
@@ -354,6 +355,8 @@ def test_device_state():
     device('no subsection and no end', 'device-state', lambda o: whole(o, b'\x54'))
     device('fields beyond the end', 'device-state', lambda o: struct.pack(o + 'I', 0xFFFFFFFF) + whole(o)[4:])
     device('a subsection beyond the end', 'device-state', lambda o: whole(o, golden.extra(o)[:-2] + b''))
+    device('a mark that is not 0x53', 'device-state', lambda o: whole(o, b'\x54' + golden.extra(o)[1:]))
+    device('a subsection without a name', 'device-state', lambda o: whole(o, golden.extra(o, b'')))
     device('nothing', 'device-state', lambda o: b'')
     plant('a section that is not known to be a device', None, counter(lambda o: b'anything'))
 
@@ -367,6 +370,12 @@ def test_order():
     plant('reserved field of ROUND', 'stream.record-body', replaced(round=lambda s: s.add(wire.ROUND, s.packed('IIQ', 1, 1, 0))))
     plant('ROUND ahead of static data ends nothing in version 2', None, ahead('host', lambda s: s.round(0, 0)), versions=[2])
     plant('ROUND ahead of STATIC_DATA_END in version 3', 'static.missing-end', ahead('host', lambda s: s.round(0, 0)), versions=[3])
+    plant('END_MARK ahead of the end of static data', 'stream.record-order', ahead('host', lambda s: s.end_mark(0)), versions=[2])
+    plant('a hint ahead of static data ends nothing in version 2', None, ahead('host', lambda s: s.hint(0, 0, (3,))), versions=[2])
+    plant('reserved field of a hint', 'stream.record-body', {**ahead('pages', lambda s: s.add(wire.HINT, s.packed(
+        'IIQ8Q', 0, 1, 0, *[1] * 8))), 'features': lambda s: s.features(6, 6)}, versions=[3])
+    plant('a hint that is too long', 'stream.record-body', {**ahead('pages', lambda s: s.add(wire.HINT, s.packed(
+        'IIQ10Q', 0, 0, 0, *[1] * 10))), 'features': lambda s: s.features(6, 6)}, versions=[3])
     plant('RUN ahead of static data', 'stream.record-order', ahead('host', lambda s: s.token(wire.RUN, TOKEN)), versions=[2])
 
 
@@ -583,6 +592,157 @@ def test_return_paths():
     exchange('the other direction', 'stream.record-order', report=lambda x: x.back.add(wire.END))
     exchange('a return path that is cut', 'channel.cut', report=lambda x: (
         x.report(), setattr(x.back.pieces[-1], 'octets', x.back.pieces[-1].octets[:-8])))
+
+
+def places(x):
+    """The directions of an exchange by name."""
+    return {'main': x.main, 'back': x.back, 'channel': x.channels[0], 'answer': x.answers[0]}
+
+
+def field(where, piece, at, format, value, id='stream.record-body', versions=(2, 3), nth=0):
+    """Writes one field of a record and makes the CRC right again."""
+    for version, big_endian, label in streams(versions):
+        x = Exchange(version, big_endian)
+        target = [p for p in places(x)[where].pieces if p.name == piece][nth]
+        target.octets = bytes(resealed(at, format, value)(bytearray(target.octets), x.main.order))
+        expect('field at %d of %s, %s' % (at, piece, label), id, **x.files())
+
+
+def test_fields():
+    field('main', 'PROPERTIES', 4, 'I', 1)
+    field('main', 'RAM_BLOCK', 4, 'I', 2)
+    field('main', 'RAM_BLOCK', 24, 'I', 8192)
+    field('main', 'SECTIONS', 0, 'I', 1025)
+    field('main', 'SECTIONS', 4, 'I', 1)
+    field('main', 'SECTIONS', 8, 'I', 1)
+    field('main', 'SECTIONS', 22, 'H', 1)
+    field('main', 'FEATURES', 20, 'I', 1, versions=[3])
+    field('main', 'HOST', 2, 'H', 1)
+    field('main', 'HOST', 4, 'I', 1)
+    field('main', 'SWITCHOVER', 40, 'I', 1)
+    field('main', 'SWITCHOVER', 44, 'I', 1)
+    field('channel', 'PAGES', 0, 'I', 3, 'ram.range')
+    field('back', 'VERDICT', 0, 'I', 2, versions=[3])
+    field('back', 'VERDICT', 0, 'I', 1, versions=[3])
+    field('back', 'VERDICT', 4, 'I', 257, versions=[3])
+    field('back', 'VERDICT', 16, 'I', 65, versions=[3])
+    field('back', 'VERDICT', 20, 'I', 1, versions=[3])
+    field('answer', 'ACK', 16, 'I', 4097)
+    field('answer', 'ACK', 20, 'I', 1)
+    field('answer', 'ACK', 28, 'I', 1, nth=1)
+    field('back', 'READY', 36, 'I', 2)
+    field('back', 'REPORT', 16, 'I', 2, versions=[3])
+    field('back', 'REPORT', 20, 'I', 1, versions=[3])
+    field('back', 'RUNNING', 0, 'B', 0)
+    field('back', 'REPORT', 0, 'B', 0, versions=[3])
+
+
+def test_lengths():
+    """Each record of an exchange, longer and shorter by 8 octets. Only SECTION has content of any length."""
+    for version, big_endian, label in streams():
+        for where, channel in places(Exchange(version, big_endian)).items():
+            for n, piece in enumerate(channel.pieces):
+                if piece.name not in ('image header', 'machine header', 'preamble', 'SECTION'):
+                    for change in (8, -8):
+                        lengthened(version, big_endian, where, n, change, label)
+
+
+def lengthened(version, big_endian, where, n, change, label):
+    x = Exchange(version, big_endian)
+    piece, order = places(x)[where].pieces[n], x.main.order
+    kind, length = struct.unpack_from(order + 'II', piece.octets)
+    if length + change >= 0:
+        body = (piece.octets[16:16 + length] + bytes(8))[:length + change]
+        piece.octets = record(order, kind, body)
+        expect('%s longer by %d, %s' % (piece.name, change, label), 'stream.record-body', **x.files())
+
+
+def test_names():
+    long = 'n' * 256
+    plant('no key', 'stream.record-body', replaced(properties=lambda s: s.properties((('', 'a'),))))
+    plant('a long key', 'stream.record-body', replaced(properties=lambda s: s.properties(((long[:64], 'a'),))))
+    plant('a long value', 'stream.record-body', replaced(properties=lambda s: s.properties((('a', long),))))
+    plant('the longest key and value', None, replaced(properties=lambda s: s.properties(((long[:63], long[:255]),))))
+    plant('257 properties', 'stream.record-body', replaced(properties=lambda s: s.properties([(str(n), '') for n in range(257)])))
+    plant('a host without a name', 'stream.record-body', replaced(host=lambda s: s.host('')))
+    plant('a host with a long name', 'stream.record-body', replaced(host=lambda s: s.host(long)))
+    plant('a host whose name is not UTF-8', 'stream.record-body', replaced(
+        host=lambda s: s.add(wire.HOST, s.packed('HHI', 2, 0, 0) + b'\xc3\x28')))
+    plant('a section without a name', 'stream.record-body', replaced(sections=lambda s: s.sections((('', 0, 1),))))
+    plant('a section with a long name', 'stream.record-body', replaced(sections=lambda s: s.sections(((long[:64], 0, 1),))))
+    exchange('a VERDICT with an empty text', 'stream.record-body', versions=[3], verdict=lambda x: x.back.add(
+        wire.VERDICT, x.back.packed('IIQIIH', 1, 1, 0, 0, 0, 0)))
+    exchange('a VERDICT with a long text', 'stream.record-body', versions=[3],
+             verdict=lambda x: x.back.verdict(0, 0, ['id: what: here X, there ' + 'Y' * 1024]))
+    exchange('a VERDICT with 257 texts', 'stream.record-body', versions=[3],
+             verdict=lambda x: x.back.verdict(0, 0, ['id: what: here X, there Y'] * 257))
+
+
+def test_order_of_an_exchange():
+    def late(name, id, part, **parts):
+        exchange(name, id, end=lambda x: (part(x), x.main.end()), **parts)
+
+    late('the other direction', 'stream.record-order', lambda x: x.main.add(wire.READY))
+    late('PAGES after SWITCHOVER', 'stream.record-order', lambda x: x.main.pages(Memory(), 0, 0, zero=(9,)))
+    late('SECTION after SWITCHOVER', 'stream.record-order', lambda x: x.main.section(0, 1, b''))
+    late('ROUND after SWITCHOVER', 'stream.record-order', lambda x: x.main.round(9, 0))
+    late('PAGE_CHANNELS after SWITCHOVER', 'stream.record-order', lambda x: x.main.page_channels(2, golden.SESSION))
+    late('PREFLIGHT after SWITCHOVER', 'stream.record-order', lambda x: x.main.add(wire.PREFLIGHT))
+    late('RUN twice', 'stream.record-order', lambda x: x.main.token(wire.RUN, TOKEN))
+    late('QUERY', None, lambda x: x.main.token(wire.QUERY, TOKEN))
+    late('token of QUERY', 'stream.record-body', lambda x: x.main.token(wire.QUERY, bytes(16)))
+    exchange('RUN ahead of SWITCHOVER', 'stream.record-order', ping=lambda x: x.main.token(wire.RUN, TOKEN))
+    exchange('QUERY ahead of SWITCHOVER', 'stream.record-order', ping=lambda x: x.main.token(wire.QUERY, TOKEN))
+    exchange('state after ABORT', 'stream.record-order', ping=lambda x: x.main.token(wire.ABORT, TOKEN), switchover=None,
+             ready=None, run=None, running=None, report=None)
+    exchange('PREFLIGHT with a body', 'stream.record-body', open=lambda x: x.main.add(wire.PREFLIGHT, bytes(8)), first=None,
+             second=None, third=None, end_marks=None, ping=None, state=None, switchover=None, ready=None, run=None,
+             running=None, report=None)
+    late('QUERY that is too long', 'stream.record-body', lambda x: x.main.add(wire.QUERY, TOKEN + bytes(8)))
+    late('reserved field of REFUSED', 'stream.record-body', lambda x: x.back.add(
+        wire.REFUSED, TOKEN + x.back.packed('HHI', 2, 2, 1) + b'idno'), ready=None, run=None, running=None, report=None)
+    late('REFUSED that is too long', 'stream.record-body', lambda x: x.back.add(
+        wire.REFUSED, TOKEN + x.back.packed('HHI', 2, 2, 0) + b'idno '), ready=None, run=None, running=None, report=None)
+    exchange('ABORT ahead of SWITCHOVER', None, ping=lambda x: x.main.token(wire.ABORT, TOKEN), state=None, switchover=None,
+             ready=None, run=None, running=None, report=None)
+    exchange('READY without SWITCHOVER', 'stream.record-order', ping=lambda x: x.main.token(wire.ABORT, TOKEN), state=None,
+             switchover=None, ready=lambda x: x.back.add(wire.READY, TOKEN + bytes(16) + x.back.packed('IIQQ', 0, 0, 0, 0)),
+             run=None, running=None, report=None)
+    exchange('RUNNING twice', 'stream.record-order', running=lambda x: [x.back.add(wire.RUNNING, TOKEN) for _ in range(2)])
+    exchange('REPORT twice', 'stream.record-order', versions=[3], report=lambda x: [x.report(), x.report()])
+    exchange('VERDICT twice', 'stream.record-order', versions=[3], report=lambda x: (x.report(), x.verdict()))
+    exchange('ACKs of a page channel on the main return path', 'stream.record-order',
+             report=lambda x: (x.report(), x.back.ack(x.memory, 0, 2)))
+    exchange('END ahead of END_MARK on a page channel', 'stream.record-order', end_marks=lambda x: (
+        Exchange.end_marks(x), x.channels[0].pieces.pop(), x.channels[0].add(wire.END)))
+    exchange('options of a preamble', 'channel.handshake', end_marks=lambda x: (Exchange.end_marks(x), setattr(
+        x.channels[0].pieces[0], 'octets', preamble(5 - x.version, x.big_endian, 0, golden.SESSION))))
+    exchange('a chunk twice in an ACK', 'stream.record-body', third=lambda x: (
+        x.channels[0].pages(x.memory, 0, 0, {3: page(7)}, first_pass=False), x.answers[0].ack(x.memory, 0, 2, [(0, 0)] * 2)))
+    exchange('an ACK beyond the records', 'stream.record-order', third=lambda x: (
+        Exchange.third(x), x.answers[0].ack(x.memory, 0, 9)))
+    exchange('n of blocks in READY', 'stream.record-body', ready=lambda x: (x.main.blocks.pop(), x.ready()))
+    exchange('accepted without a required feature', 'stream.record-body', versions=[3],
+             verdict=lambda x: x.back.verdict(0x1D, 2), static=requiring_sums)
+    for version, big_endian, label in streams():
+        files = Exchange(version, big_endian).files()
+        one_way = golden.golden_stream(version, big_endian).octets()
+        expect('a page channel that was not announced, ' + label, 'stream.record-order', one_way,
+               page_channels=files['page_channels'][:1])
+        x = Exchange(version, big_endian, **{n: None for n in list(Exchange.plan(None))[2:]})
+        x.main.add(wire.PREFLIGHT)
+        x.main.end()
+        x.answers[0].ack(x.memory, 0, 0)
+        expect('an ACK without PAGE_CHANNELS, ' + label, 'stream.record-order', x.main.octets(),
+               returns=[x.answers[0].octets()])
+
+
+def requiring_sums(x):
+    parts = plan()
+    keep = ('machine', 'properties', 'blocks', 'sections', 'features', 'host', 'static end')
+    parts['features'] = lambda s: s.features(0x1F, wire.SUMS, 2)
+    x.main = write({name: parts[name] for name in keep}, x.version, x.big_endian, one_way=False)
+    x.memory = x.main.memory
 
 
 def test_preflight():

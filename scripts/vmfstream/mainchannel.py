@@ -125,7 +125,7 @@ class MainChannel:
 
     def _read_section(self, record, body):
         self._before_switchover()
-        self.sections.read(body)
+        self.sections.read(body, record.place)
 
     def _read_round(self, record, body):
         _round, reserved, _pending = body.take('IIQ')

@@ -31,9 +31,6 @@ class Body:
         self.at += size
         return bytes(self.octets[self.at - size:self.at])
 
-    def reserved(self, format):
-        require(not any(self.take(format)), 'stream.record-body', 'a reserved field is not zero')
-
     def text(self, size, what):
         """UTF-8 without a terminating zero and without control characters."""
         try:

@@ -13,6 +13,7 @@ class Section:
         self.parts = []
         self.complete = False
         self.is_device = False
+        self.place = None       # of its last part
 
     def content(self):
         return b''.join(self.parts)
@@ -25,7 +26,7 @@ class Sections:
         self.completed = 0
         self.bodies = []
 
-    def read(self, body):
+    def read(self, body, place):
         self.bodies.append(bytes(body.octets))
         id, flags, part, reserved = body.take('IIII')
         require(not flags & ~(wire.SECTION_FIRST | wire.SECTION_LAST) and reserved == 0, 'stream.record-body',
@@ -33,6 +34,7 @@ class Sections:
         require(body.left() <= wire.MAX_SECTION_PART, 'stream.record-body', 'a part of %d octets' % body.left())
         require(id < len(self.sections), 'section', 'id %d is not in SECTIONS' % id)
         section = self.sections[id]
+        section.place = place
         label = '%s/%d' % (section.entry.name, section.entry.instance)
         require(not section.complete, 'section', '%s is complete already' % label)
         expected = len(section.parts)

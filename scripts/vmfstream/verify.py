@@ -180,8 +180,8 @@ class Verifier:
 
     def _check_devices(self):
         for section, fault in self.main.sections.check_devices(self.devices) if self.main.sections else ():
-            place = self.main.switchover.place if self.main.switchover else Place('', 0, 'SECTION')
-            self.report.add(place, fault.id, 'section %s/%d: %s' % (section.entry.name, section.entry.instance, fault.message))
+            self.report.add(section.place, fault.id, '%s/%d: %s' %
+                            (section.entry.name, section.entry.instance, fault.message))
 
     def _check_switchover(self, features, complete, sums):
         switchover = self.main.switchover
