@@ -611,7 +611,7 @@ def field(where, piece, at, format, value, id='stream.record-body', versions=(2,
 def test_fields():
     field('main', 'PROPERTIES', 4, 'I', 1)
     field('main', 'RAM_BLOCK', 4, 'I', 2)
-    field('main', 'RAM_BLOCK', 24, 'I', 8192)
+    field('main', 'RAM_BLOCK', 24, 'I', 2048)
     field('main', 'SECTIONS', 0, 'I', 1025)
     field('main', 'SECTIONS', 4, 'I', 1)
     field('main', 'SECTIONS', 8, 'I', 1)
