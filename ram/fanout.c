@@ -34,16 +34,16 @@ struct VmfFanout {
 /* Called with each chunk that is dirty and not claimed; false stops the walk. */
 static bool walk(Worker *worker, bool own_only, GError **error)
 {
-    VmfRamSave *save = worker->lane.save;
+    VmfRamSave *save = worker->lane.stream.save;
     VmfChunkId id;
 
     for (id.block = 0; id.block < save->n_blocks; id.block++) {
         for (id.chunk = 0; vmf_dirty_bitmap_next_chunk(save->blocks[id.block].dirty, id.chunk, &id.chunk); id.chunk++) {
             if (atomic_load_explicit(&worker->fanout->failed, memory_order_relaxed))
                 return true;
-            if (own_only && !vmf_flight_prefers(save->flight, worker->lane.index, id))
+            if (own_only && !vmf_flight_prefers(save->flight, worker->lane.stream.lane, id))
                 continue;
-            if (vmf_flight_claim(save->flight, worker->lane.index, save->round, id) && !vmf_lane_take(&worker->lane, id, error))
+            if (vmf_flight_claim(save->flight, worker->lane.stream.lane, save->round, id) && !vmf_lane_take(&worker->lane, id, error))
                 return false;
         }
     }
@@ -56,7 +56,7 @@ static bool walk(Worker *worker, bool own_only, GError **error)
  */
 static bool run_round(Worker *worker, GError **error)
 {
-    worker->lane.first_pass = worker->lane.save->round == 1;
+    worker->lane.stream.first_pass = worker->lane.stream.save->round == 1;
     return walk(worker, true, error) && walk(worker, false, error) && vmf_lane_flush(&worker->lane, error);
 }
 
@@ -108,7 +108,7 @@ VmfFanout *vmf_fanout_new(VmfRamSave *save, VmfRecordWriter *const *writers, uns
     for (unsigned i = 0; i < n_lanes; i++) {
         Worker *worker = &fanout->workers[i];
         worker->fanout = fanout;
-        worker->lane = (VmfLane){.save = save, .index = i, .writer = writers[i], .epoch = epoch};
+        worker->lane.stream = (VmfStreamSink){.save = save, .lane = i, .writer = writers[i], .epoch = epoch};
         int failed = pthread_create(&worker->thread, NULL, worker_main, worker);
         if (failed) {
             g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "page channel %u: thread: %s", i, g_strerror(failed));

@@ -245,6 +245,14 @@ bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns)
     return drained;
 }
 
+unsigned vmf_flight_under_way(VmfFlight *flight, VmfChunkId id)
+{
+    pthread_mutex_lock(&flight->lock);
+    unsigned under_way = chunk_of(flight, id)->under_way;
+    pthread_mutex_unlock(&flight->lock);
+    return under_way;
+}
+
 uint64_t vmf_flight_unacknowledged_bytes(VmfFlight *flight)
 {
     pthread_mutex_lock(&flight->lock);

@@ -64,6 +64,9 @@ uint64_t vmf_flight_sequence(VmfFlight *flight, unsigned lane);
 /* Waits until nothing is under way. False: closed, or @timeout_ns passed. */
 bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns);
 
+/* Records of @id that have not landed. */
+unsigned vmf_flight_under_way(VmfFlight *flight, VmfChunkId id);
+
 uint64_t vmf_flight_unacknowledged_bytes(VmfFlight *flight);
 /* Bytes acknowledged a second, lately; 0: not known. Any thread. */
 uint64_t vmf_flight_rate(VmfFlight *flight);

@@ -6,7 +6,7 @@
 #ifndef RAM_LANE_H
 #define RAM_LANE_H
 
-#include "ram/ram-save.h"
+#include "ram/stream-sink.h"
 #include "stream/message.h"
 
 #define VMF_LANE_AHEAD 4 /* chunks claimed and announced before their pages go */
@@ -18,11 +18,7 @@ typedef struct {
 } VmfLaneChunk;
 
 typedef struct {
-    VmfRamSave *save;
-    unsigned index;
-    VmfRecordWriter *writer; /* borrowed */
-    uint32_t epoch;
-    bool first_pass;
+    VmfStreamSink stream;
     VmfLaneChunk ahead[VMF_LANE_AHEAD]; /* a queue */
     unsigned ahead_first, ahead_count;
 } VmfLane;

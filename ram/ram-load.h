@@ -13,6 +13,8 @@
 #include "ram/flight.h"
 #include "ram/page-scan.h"
 #include "ram/populate.h"
+#include "ram/ram-sink.h"
+#include "ram/stream-source.h"
 #include "stream/message.h"
 
 typedef struct {
@@ -38,8 +40,12 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfRamLoad, vmf_ram_load_free)
 /* Gives all memory back: a load that failed leaves nothing. */
 void vmf_ram_load_discard(VmfRamLoad *load);
 
-/* Reads the payload of the PAGES record that @reader read last, whose fields are @meta (host order), into place. */
-bool vmf_ram_load_pages(VmfRamLoad *load, VmfRecordReader *reader, uint32_t length, const VmfWirePages *meta, GError **error);
+/* A sink that places pages in the blocks; one for each receiver. The load outlives it. */
+VmfPageSink vmf_ram_load_sink(VmfRamLoad *load);
+
+/* Places what the PAGES record that @reader read last carries, and counts it. @meta: its fields in host order; @sink: of this load. */
+bool vmf_ram_load_pages(VmfRamLoad *load, const VmfPageSink *sink, VmfRecordReader *reader, const VmfWirePages *meta, uint32_t length,
+                        GError **error);
 
 /* Populates ahead what @hint names. */
 bool vmf_ram_load_hint(VmfRamLoad *load, const VmfHint *hint, GError **error);

@@ -152,6 +152,15 @@ static bool mend(VmfRamSave *save, VmfChunkId id, GError **error)
     return true;
 }
 
+/* It was sent again since: the acknowledgement of that will tell. */
+static void suspect_again(VmfRamSave *save, VmfChunkId id)
+{
+    pthread_mutex_lock(&save->lock);
+    if (!contains(save->suspects, id))
+        g_array_append_val(save->suspects, id);
+    pthread_mutex_unlock(&save->lock);
+}
+
 static bool judge_suspects(VmfRamSave *save, GError **error)
 {
     bool good = true;
@@ -163,7 +172,9 @@ static bool judge_suspects(VmfRamSave *save, GError **error)
     pthread_mutex_unlock(&save->lock);
     for (guint i = 0; good && i < suspects->len; i++) {
         VmfChunkId id = g_array_index(suspects, VmfChunkId, i);
-        if (vmf_dirty_bitmap_peek_chunk(save->blocks[id.block].dirty, id.chunk, &dirty) == 0)
+        if (vmf_flight_under_way(save->flight, id) > 0)
+            suspect_again(save, id);
+        else if (vmf_dirty_bitmap_peek_chunk(save->blocks[id.block].dirty, id.chunk, &dirty) == 0)
             good = mend(save, id, error);
     }
     return good;

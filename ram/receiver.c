@@ -11,12 +11,14 @@ void vmf_receiver_init(VmfReceiver *receiver, VmfRamLoad *load, VmfRecordReader 
                        uint32_t epoch)
 {
     *receiver = (VmfReceiver){.load = load, .reader = reader, .writer = writer, .channel = channel, .epoch = epoch};
+    receiver->sink = vmf_ram_load_sink(load);
     receiver->touched = g_array_new(false, false, sizeof(VmfAckEntry));
 }
 
 void vmf_receiver_clear(VmfReceiver *receiver)
 {
     g_clear_pointer(&receiver->touched, g_array_unref);
+    vmf_page_sink_free(&receiver->sink);
 }
 
 static bool acknowledge(VmfReceiver *receiver, GError **error)
@@ -73,7 +75,7 @@ static bool take_pages(VmfReceiver *receiver, const VmfRecord *record, GError **
                     receiver->epoch, receiver->sequence);
         return false;
     }
-    if (!vmf_ram_load_pages(receiver->load, receiver->reader, record->length, &meta, error))
+    if (!vmf_ram_load_pages(receiver->load, &receiver->sink, receiver->reader, &meta, record->length, error))
         return false;
     if (receiver->acknowledged == receiver->sequence)
         receiver->oldest_ns = vmf_now_ns();

@@ -14,6 +14,7 @@
 
 typedef struct {
     VmfRamLoad *load;
+    VmfPageSink sink;        /* where its pages go */
     VmfRecordReader *reader; /* borrowed */
     VmfRecordWriter *writer; /* borrowed; NULL: nothing is acknowledged */
     unsigned channel;
