@@ -194,8 +194,11 @@ void vmf_session_cancel(VmfSession *session)
     if (!atomic_load(&session->offered))
         for (guint i = 0; i < session->channels->len; i++)
             vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
+    bool connecting = session->is_source && session->statistics.status <= VMF_STATUS_SETUP;
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->lock);
+    if (connecting)
+        vmf_connector_shutdown(session->connector);
     if (session->listener)
         vmf_listener_shutdown(session->listener);
 }
