@@ -245,12 +245,16 @@ bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns)
     return drained;
 }
 
-unsigned vmf_flight_under_way(VmfFlight *flight, VmfChunkId id)
+bool vmf_flight_is_under_way(const VmfFlight *flight, VmfChunkId id)
+{
+    return flight->chunks[id.block][id.chunk].under_way > 0;
+}
+
+void vmf_flight_freeze(VmfFlight *flight, void (*call)(void *opaque), void *opaque)
 {
     pthread_mutex_lock(&flight->lock);
-    unsigned under_way = chunk_of(flight, id)->under_way;
+    call(opaque);
     pthread_mutex_unlock(&flight->lock);
-    return under_way;
 }
 
 uint64_t vmf_flight_unacknowledged_bytes(VmfFlight *flight)

@@ -64,8 +64,10 @@ uint64_t vmf_flight_sequence(VmfFlight *flight, unsigned lane);
 /* Waits until nothing is under way. False: closed, or @timeout_ns passed. */
 bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns);
 
-/* Records of @id that have not landed. */
-unsigned vmf_flight_under_way(VmfFlight *flight, VmfChunkId id);
+/* Whether records of @id have not landed. From within @check or @call. */
+bool vmf_flight_is_under_way(const VmfFlight *flight, VmfChunkId id);
+/* Calls @call under the lock of @check: nothing lands meanwhile. */
+void vmf_flight_freeze(VmfFlight *flight, void (*call)(void *opaque), void *opaque);
 
 uint64_t vmf_flight_unacknowledged_bytes(VmfFlight *flight);
 /* Bytes acknowledged a second, lately; 0: not known. Any thread. */

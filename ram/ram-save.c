@@ -152,29 +152,42 @@ static bool mend(VmfRamSave *save, VmfChunkId id, GError **error)
     return true;
 }
 
-/* It was sent again since: the acknowledgement of that will tell. */
-static void suspect_again(VmfRamSave *save, VmfChunkId id)
+typedef struct {
+    VmfRamSave *save;
+    GArray *ripe;
+} Split;
+
+/*
+ * Takes the suspects that can be judged. One that has records under way cannot: it was compared just before they were launched, the
+ * write that made it differ may be what they carry, and their acknowledgement compares it anew.
+ */
+static void take_ripe(void *opaque)
 {
+    Split *split = opaque;
+    VmfRamSave *save = split->save;
+
     pthread_mutex_lock(&save->lock);
-    if (!contains(save->suspects, id))
-        g_array_append_val(save->suspects, id);
+    for (guint i = save->suspects->len; i-- > 0;) {
+        VmfChunkId id = g_array_index(save->suspects, VmfChunkId, i);
+        if (vmf_flight_is_under_way(save->flight, id))
+            continue;
+        g_array_append_val(split->ripe, id);
+        g_array_remove_index_fast(save->suspects, i);
+    }
     pthread_mutex_unlock(&save->lock);
 }
 
 static bool judge_suspects(VmfRamSave *save, GError **error)
 {
+    g_autoptr(GArray) ripe = g_array_new(false, false, sizeof(VmfChunkId));
+    Split split = {save, ripe};
     bool good = true;
     VmfPageSet dirty;
 
-    pthread_mutex_lock(&save->lock);
-    g_autoptr(GArray) suspects = save->suspects;
-    save->suspects = g_array_new(false, false, sizeof(VmfChunkId));
-    pthread_mutex_unlock(&save->lock);
-    for (guint i = 0; good && i < suspects->len; i++) {
-        VmfChunkId id = g_array_index(suspects, VmfChunkId, i);
-        if (vmf_flight_under_way(save->flight, id) > 0)
-            suspect_again(save, id);
-        else if (vmf_dirty_bitmap_peek_chunk(save->blocks[id.block].dirty, id.chunk, &dirty) == 0)
+    vmf_flight_freeze(save->flight, take_ripe, &split);
+    for (guint i = 0; good && i < ripe->len; i++) {
+        VmfChunkId id = g_array_index(ripe, VmfChunkId, i);
+        if (vmf_dirty_bitmap_peek_chunk(save->blocks[id.block].dirty, id.chunk, &dirty) == 0)
             good = mend(save, id, error);
     }
     return good;
