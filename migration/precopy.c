@@ -65,6 +65,8 @@ static bool send_round(VmfSource *source, GError **error)
             return false;
     }
     count_round(source);
+    if (!vmf_session_fault(source->session, "source.round.sent", error))
+        return false;
     return vmf_session_check_cancelled(source->session, error);
 }
 

@@ -260,6 +260,7 @@ bool vmf_session_fault(VmfSession *session, const char *point, GError **error)
 {
     if (!session->parameters.fault || !session->parameters.fault(session->parameters.fault_opaque, point))
         return true;
+    session->killed = true;
     vmf_session_shutdown_channels(session);
     g_set_error(error, VMF_ERROR, VMF_ERROR_INTERNAL, "fault point %s", point);
     return false;

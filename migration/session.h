@@ -27,6 +27,7 @@ struct VmfSession {
     _Atomic uint64_t downtime_limit_ns;
     _Atomic uint64_t max_bandwidth;
     _Atomic bool cancelled;
+    bool killed;          /* a fault point was met: nothing is put right or said any more; session thread */
     _Atomic bool offered; /* source: SWITCHOVER has left, the session's thread answers a cancel itself */
 
     pthread_mutex_t lock;     /* of all that follows */

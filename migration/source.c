@@ -307,8 +307,12 @@ static bool migrate(VmfSource *source, GError **error)
         return false;
     if (session->parameters.dry_run)
         return preflight(source, error);
+    if (!vmf_session_fault(session, "source.static.sent", error))
+        return false;
     if (!await_verdict(source, error) || !open_page_channels(source, error) ||
         (source->return_path && !vmf_return_path_start(source->return_path, error)))
+        return false;
+    if (!vmf_session_fault(session, "source.accepted", error))
         return false;
     source->begun_ns = vmf_now_ns();
     show_statistics(source, true);
@@ -383,7 +387,7 @@ bool vmf_source_run(VmfSession *session, GError **error)
     XXH3_64bits_reset(source->device_sum);
     vmf_session_set_status(session, VMF_STATUS_SETUP);
     bool done = migrate(source, &why);
-    if (!done && !source->killed && source->state != VMF_SOURCE_HELD)
+    if (!done && !session->killed && source->state != VMF_SOURCE_HELD)
         vmf_source_explain(source, &why);
     clean_up(source);
     settle(source, done, why);

@@ -30,7 +30,6 @@ typedef struct {
 
     VmfSourceState state;
     bool was_running;    /* the guest ran when it was stopped */
-    bool killed;         /* a fault point: nothing is put right any more */
     bool logging;        /* save_setup was reached */
     int64_t begun_ns;    /* accepted */
     int64_t stopped_ns;  /* the stop was asked for */

@@ -37,7 +37,7 @@ static void note_ns(VmfSource *source, size_t offset, uint64_t ns)
 
 static void tell_abort(VmfSource *source)
 {
-    if (!source->return_path || vmf_channel_unsent_bytes(source->main.channel) > STUCK_BYTES)
+    if (source->session->killed || !source->return_path || vmf_channel_unsent_bytes(source->main.channel) > STUCK_BYTES)
         return;
     vmf_token_send(source->main.writer, VMF_RECORD_ABORT, source->token, NULL);
 }
@@ -47,6 +47,8 @@ static void take_back(VmfSource *source)
 {
     GError *error = NULL;
 
+    if (source->session->killed)
+        return;
     vmf_source_throttle(source, 0);
     if (source->was_running && !vmf_source_guest_ops(source)->start(vmf_guest_opaque(source->session->guest), &error)) {
         vmf_session_event(source->session, "guest.stopped", "the guest could not be started again: %s", error->message);
@@ -86,6 +88,8 @@ static bool stop_guest(VmfSource *source, GError **error)
         return false;
     }
     happened(source, VMF_SOURCE_EV_STOP);
+    if (!vmf_session_fault(source->session, "source.stopped", error))
+        return false;
     NOTE_NS(source, downtime_stop_ns, since(source->stopped_ns));
     /* What is left is downtime: no budget applies to it. */
     vmf_rate_limit_set(source->session->rate, 0);
@@ -259,7 +263,8 @@ static bool offer(VmfSource *source, GError **error)
     int64_t start = vmf_now_ns();
 
     happened(source, VMF_SOURCE_EV_OFFER);
-    bool sent = send_switchover(source, &message, error);
+    bool sent = vmf_session_fault(source->session, "source.switchover.due", error) && send_switchover(source, &message, error) &&
+                vmf_session_fault(source->session, "source.switchover.sent", error);
     atomic_store(&source->session->offered, sent);
     VmfSourceEvent event = sent ? await_ready(source, &message, error) : VMF_SOURCE_EV_LOST;
     NOTE_NS(source, downtime_ready_ns, since(start));
@@ -303,8 +308,10 @@ static bool commit(VmfSource *source, GError **error)
 {
     int64_t start = vmf_now_ns();
 
-    VmfSourceEvent event =
-        vmf_token_send(source->main.writer, VMF_RECORD_RUN, source->token, error) ? await_running(source, error) : VMF_SOURCE_EV_LOST;
+    bool sent = vmf_session_fault(source->session, "source.run.due", error) &&
+                vmf_token_send(source->main.writer, VMF_RECORD_RUN, source->token, error) &&
+                vmf_session_fault(source->session, "source.run.sent", error);
+    VmfSourceEvent event = sent ? await_running(source, error) : VMF_SOURCE_EV_LOST;
     switch (happened(source, event)) {
     case VMF_SOURCE_DO_RELEASE:
         NOTE_NS(source, downtime_run_ns, since(start));

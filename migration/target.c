@@ -490,11 +490,15 @@ static bool commit(Target *target, bool run, GError **error)
     VmfTargetEvent event;
 
     await_decision(target, &event, error);
+    if (event == VMF_TARGET_EV_RUN && !vmf_session_fault(target->session, "target.run.due", error))
+        return false;
     if (event == VMF_TARGET_EV_RUN && !start_guest(target, run, &why))
         event = VMF_TARGET_EV_RUN_BAD;
     switch (vmf_handover_target_step(&target->state, event)) {
     case VMF_TARGET_DO_START:
         note_running(target);
+        if (!vmf_session_fault(target->session, "target.running.due", NULL))
+            return true;
         vmf_token_send(target->incoming->writer, VMF_RECORD_RUNNING, target->token, NULL);
         report(target, run);
         return true;
@@ -544,8 +548,11 @@ static bool hand_over(Target *target, const VmfRecord *record, GError **error)
     bool good = check_switchover(target, &message, &why);
     if (good && target->incoming->writer) {
         vmf_handover_target_step(&target->state, VMF_TARGET_EV_GOOD);
-        send_ready(target, &message, NULL);
-        good = commit(target, run, error);
+        good = vmf_session_fault(target->session, "target.ready.due", error);
+        if (good) {
+            send_ready(target, &message, NULL);
+            good = vmf_session_fault(target->session, "target.ready.sent", error) && commit(target, run, error);
+        }
     } else if (good) {
         good = finish_one_way(target, run, error);
     } else {
@@ -610,7 +617,7 @@ static void show_statistics(Target *target, bool show)
 /* Says why to a source that can still hear it. */
 static void tell_failure(Target *target, const GError *why)
 {
-    if (!target->incoming->writer || target->state != VMF_TARGET_LOADING || target->page_error ||
+    if (target->session->killed || !target->incoming->writer || target->state != VMF_TARGET_LOADING || target->page_error ||
         vmf_session_is_cancelled(target->session))
         return;
     if (!vmf_complaint_send(target->incoming->writer, VMF_RECORD_FAILED, NULL, why, NULL))
@@ -635,7 +642,8 @@ static bool receive(Target *target, GError **error)
         return false;
     show_statistics(target, true);
     vmf_session_set_status(target->session, VMF_STATUS_ACTIVE);
-    return load(target, &record, error) && hand_over(target, &record, error);
+    return vmf_session_fault(target->session, "target.accepted", error) && load(target, &record, error) &&
+           vmf_session_fault(target->session, "target.loaded", error) && hand_over(target, &record, error);
 }
 
 static bool wait_and_receive(Target *target, GError **error)
