@@ -717,8 +717,11 @@ def test_order_of_an_exchange():
         Exchange.end_marks(x), x.channels[0].pieces.pop(), x.channels[0].add(wire.END)))
     exchange('options of a preamble', 'channel.handshake', end_marks=lambda x: (Exchange.end_marks(x), setattr(
         x.channels[0].pieces[0], 'octets', preamble(5 - x.version, x.big_endian, 0, golden.SESSION))))
-    exchange('a chunk twice in an ACK', 'stream.record-body', third=lambda x: (
+    exchange('a chunk twice in an ACK', None, third=lambda x: (
         x.channels[0].pages(x.memory, 0, 0, {3: page(7)}, first_pass=False), x.answers[0].ack(x.memory, 0, 2, [(0, 0)] * 2)))
+    exchange('a chunk twice in an ACK, with different sums', 'stream.record-body', third=lambda x: (
+        x.channels[0].pages(x.memory, 0, 0, {3: page(7)}, first_pass=False), x.answers[0].add(wire.ACK, x.back.packed(
+            'IIQIIIIQQIIQQ', 1, 0, 2, 2, 0, 0, 0, 0, x.memory.sum(0, 0), 0, 0, 0, 1))))
     exchange('an ACK beyond the records', 'stream.record-order', third=lambda x: (
         Exchange.third(x), x.answers[0].ack(x.memory, 0, 9)))
     exchange('n of blocks in READY', 'stream.record-body', ready=lambda x: (x.main.blocks.pop(), x.ready()))

@@ -180,7 +180,7 @@ def check_acks(path, image, blocks, records, check_sums, report):
     below = 0
     for sequence, entries, place in path.acks:
         try:
-            _check_ack(sequence, [key for key, _ in entries], touched, below, blocks, records)
+            _check_ack(sequence, entries, touched, below, blocks, records)
         except Fault as fault:
             report.fault(place, fault)
         if check_sums:
@@ -191,14 +191,15 @@ def check_acks(path, image, blocks, records, check_sums, report):
         image.acked_channels.add(path.channel)
 
 
-def _check_ack(sequence, keys, touched, below, blocks, records):
-    for block, chunk in keys:
+def _check_ack(sequence, entries, touched, below, blocks, records):
+    keys = {key for key, _ in entries}
+    for block, chunk in sorted(keys):
         require(block < len(blocks) and chunk * wire.CHUNK_PAGES * wire.PAGE_SIZE < blocks[block].size, 'ram.range',
                 'chunk %d of block %d' % (chunk, block))
-    require(len(set(keys)) == len(keys), 'stream.record-body', 'a chunk twice')
+    require(len(set(entries)) == len(keys), 'stream.record-body', 'a chunk twice, with different sums')
     if records is None:
         return
     require(sequence <= records, 'stream.record-order', 'sequence %d of a channel with %d records' % (sequence, records))
     expected = {touched[n] for n in range(below, sequence) if n in touched}
-    require(expected == set(keys), 'stream.record-body', 'the entries are not the chunks that records %d to %d touched' %
+    require(expected == keys, 'stream.record-body', 'the entries are not the chunks that records %d to %d touched' %
             (below, sequence - 1))
