@@ -120,7 +120,7 @@ bool vmf_trip_finish(VmfTripRunning *running)
     if (!trip->source_done) {
         VmfStatistics statistics = {.size = sizeof(statistics)};
         vmf_session_get_statistics(running->target, &statistics);
-        if (statistics.status == VMF_STATUS_SETUP)
+        if (statistics.status <= VMF_STATUS_SETUP)
             vmf_session_cancel(running->target);
     }
     pthread_join(running->target_thread, NULL);
