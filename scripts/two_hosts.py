@@ -50,8 +50,10 @@ class Host:
         return child
 
     def enter_own_network(self):
+        # In a session of its own: Ctrl-C is for what runs in the namespace, which may still want to say good-bye.
         self.holder = subprocess.Popen(['unshare', '--net', 'sleep', 'infinity'], stdin=subprocess.DEVNULL,
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                       preexec_fn=die_with_parent)
         ours = os.readlink('/proc/self/ns/net')
         while self.holder.poll() is None:
             if os.readlink(f'/proc/{self.holder.pid}/ns/net') != ours:

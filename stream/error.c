@@ -2,7 +2,11 @@
 #include <vmferry/error.h>
 #include <vmferry/vmferry.h>
 
-G_DEFINE_QUARK(vmferry-error, vmf_error)
+/* G_DEFINE_QUARK would keep the number in a static variable that threads write without a lock. Errors are rare; looking it up is fine. */
+GQuark vmf_error_quark(void)
+{
+    return g_quark_from_static_string("vmferry-error-quark");
+}
 
 static const struct {
     const char *id;

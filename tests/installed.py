@@ -29,6 +29,9 @@ def main():
         stage = pathlib.Path(name, 'stage')
         run('meson', 'install', '-C', build, '--no-rebuild', '--quiet', '--destdir', stage)
         [description] = stage.rglob('vmferry.pc')
+        if '${pcfiledir}' not in description.read_text(encoding='utf-8'):
+            print('this build was configured for its final place: meson configure -Dpkgconfig.relocatable=true')
+            return 77
         public = {path.name for path in (ROOT / 'include' / 'vmferry').glob('*.h')}
         installed = {path.name for path in stage.rglob('*.h') if path.parent.name == 'vmferry'}
         if public != installed:
@@ -47,4 +50,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

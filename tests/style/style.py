@@ -29,7 +29,6 @@ EXEMPT_FUNCTIONS = {
 }
 # (object file's source, symbol): why the library may keep this.
 EXEMPT_DATA = {
-    ('stream/error.c', 'q'): "GLib's quark of the error domain: an interned number, the same for ever",
 }
 
 
