@@ -3,10 +3,14 @@
 """The verbs about one machine: names, exit codes, what is said where, and what is left behind."""
 import json
 import os
+import re
 import signal
 import stat
+import subprocess
 
 import story
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 VERBS = ('run', 'migrate', 'status', 'cancel', 'stop', 'cont', 'quit', 'list')
 
@@ -37,6 +41,33 @@ def help_for_every_verb(stage):
         assert done.code == 0 and f'vmferry {verb}' in done.stdout and '--json' in done.stdout, done
         assert host.vmferry('help', verb).stdout == done.stdout
     assert host.vmferry('--version').stdout.startswith('vmferry ')
+
+
+def man_pages_know_the_options(stage):
+    host = stage.host()
+    for verb in VERBS:
+        with open(os.path.join(ROOT, 'docs', 'man', f'vmferry-{verb}.1.rst'), encoding='utf-8') as page:
+            described = set(re.findall(r'^(?:-h, )?(--[a-z][a-z-]*)', page.read(), re.M))
+        offered = set(re.findall(r'^  (?:-h, )?(--[a-z][a-z-]*)', host.vmferry(verb, '--help').stdout, re.M))
+        assert described == offered and len(offered) >= 3, (verb, described ^ offered)
+
+
+def completion_knows_verbs_options_and_machines(stage):
+    host = stage.host()
+    host.run('vm-one')
+    os.symlink(stage.vmferry, os.path.join(host.directory, 'vmferry'))
+    environment = dict(host.environment, PATH=f'{host.directory}:{os.environ["PATH"]}')
+
+    def complete(*words):
+        script = ('. "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vmferry vmferry "${COMP_WORDS[COMP_CWORD]}" '
+                  '"${COMP_WORDS[COMP_CWORD - 1]}"; printf "%s\\n" "${COMPREPLY[@]}"')
+        return subprocess.run(['bash', '-c', script, os.path.join(ROOT, 'tools', 'completion', 'vmferry'), 'vmferry', *words],
+                              env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert set(VERBS) <= set(complete(''))
+    assert complete('mig') == ['migrate']
+    assert complete('status', 'vm') == ['vm-one']
+    assert complete('migrate', 'vm-one', '--down') == ['--downtime-limit']
+    assert complete('migrate', 'vm-one', 'uri', '--audit', 'a') == ['after']
 
 
 def the_first_line_says_where_it_listens(stage):
@@ -161,6 +192,7 @@ def json_is_all_that_is_on_stdout(stage):
     assert process.wait() == 0
 
 
-story.run(usage_is_exit_code_2, help_for_every_verb, the_first_line_says_where_it_listens, a_life, paused_means_paused, who_is_not_there,
+story.run(usage_is_exit_code_2, help_for_every_verb, man_pages_know_the_options,
+          completion_knows_verbs_options_and_machines, the_first_line_says_where_it_listens, a_life, paused_means_paused, who_is_not_there,
           a_name_is_taken_once, a_crash_leaves_the_name_free, signals_end_it_cleanly, a_daemon_goes_on,
           directories_of_others_are_refused, json_is_all_that_is_on_stdout)

@@ -8,6 +8,8 @@
 #include "tools/dirs.h"
 #include "tools/report.h"
 
+#define HELP_COLUMNS 100
+
 static int exit_code_for(const GError *error)
 {
     static const struct {
@@ -49,6 +51,27 @@ static bool has_operands(const VmfCommon *common, const char *verb, const char *
     return false;
 }
 
+/* As people's terminals are wide; GOption prints a summary as it stands. */
+static char *wrap(const char *text)
+{
+    g_auto(GStrv) words = g_strsplit(text, " ", -1);
+    GString *out = g_string_new(NULL);
+    size_t column = 0;
+
+    for (unsigned i = 0; words[i]; i++) {
+        const char *newline = strrchr(words[i], '\n');
+        size_t length = strcspn(words[i], "\n");
+
+        if (i > 0)
+            g_string_append_c(out, column + 1 + length > HELP_COLUMNS ? '\n' : ' ');
+        column = i == 0 || column + 1 + length > HELP_COLUMNS ? length : column + 1 + length;
+        if (newline)
+            column = strlen(newline + 1);
+        g_string_append(out, words[i]);
+    }
+    return g_string_free(out, FALSE);
+}
+
 bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
                       const GOptionEntry *entries, unsigned n_operands, int *exit_code)
 {
@@ -59,10 +82,10 @@ bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *syno
         G_OPTION_ENTRY_NULL};
     g_autoptr(GOptionContext) context = g_option_context_new(synopsis);
     g_autoptr(GError) option_error = NULL, error = NULL;
-    g_autofree char *given_dir = NULL;
+    g_autofree char *given_dir = NULL, *summary = wrap(description);
 
     *exit_code = VMF_EXIT_OK;
-    g_option_context_set_summary(context, description);
+    g_option_context_set_summary(context, summary);
     if (entries)
         g_option_context_add_main_entries(context, entries, NULL);
     g_option_context_add_main_entries(context, common_entries, NULL);

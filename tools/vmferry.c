@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* The vmferry command: a table of verbs. */
+#include <locale.h>
 #include <stdio.h>
 #include <string.h>
 #include <vmferry/vmferry.h>
@@ -69,6 +70,7 @@ int main(int argc, char **argv)
 {
     const VmfVerb *verb = argc > 1 ? find_verb(argv[1]) : NULL;
 
+    setlocale(LC_CTYPE, ""); /* names and paths are shown as they are written */
     if (verb)
         return run_verb(verb, argc - 1, argv + 1);
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {

@@ -20,7 +20,7 @@ except ImportError:
     sys.exit(77)
 
 PATH = re.compile(r'``((?:%s)/[\w./-]*|README\.md)``' % '|'.join(tree.FOLDERS))
-DOC = re.compile(r':doc:`(?:[^`<]*<)?([\w/-]+)>?`')
+DOC = re.compile(r':doc:`(?:[^`<]*<)?([\w./-]+)>?`')
 SYMBOL = re.compile(r'\b(vmf_\w+)\(\)')
 
 
