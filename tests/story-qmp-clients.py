@@ -42,8 +42,8 @@ class Lines:
     """A client that reads commands as lines and writes answers as lines, perhaps behind a prompt."""
 
     def __init__(self, stage, command, environment=None):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
-                                        env=dict(os.environ, **(environment or {})), preexec_fn=story.die_with_parent)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        bufsize=1, env=dict(os.environ, **(environment or {})), preexec_fn=story.die_with_parent)
         stage.processes.append(self.process)
 
     def receive(self):
