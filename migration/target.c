@@ -301,6 +301,9 @@ static bool take_record(Target *target, const VmfRecord *record, GError **error)
         return take_ping(target, record, error);
     case VMF_RECORD_ABORT:
         return aborted(error);
+    case VMF_RECORD_END:
+        g_set_error(error, VMF_ERROR, VMF_ERROR_CUT, "record END: the stream is not complete");
+        return false;
     case VMF_RECORD_STATIC_DATA_END:
         g_set_error(error, VMF_ERROR, VMF_ERROR_STATIC_DOUBLE_END, "record STATIC_DATA_END: twice");
         return false;
@@ -382,7 +385,7 @@ static bool check_switchover(Target *target, const VmfSwitchover *message, GErro
     if (target->ram && !vmf_ram_load_check(target->ram, message, error))
         return false;
     if (message->static_sum != target->incoming->static_sum) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_RAM_SUM, "static data: sum differs from the source's");
+        g_set_error(error, VMF_ERROR, VMF_ERROR_STATIC_SUM, "static data: sum differs from the source's");
         return false;
     }
     if (message->device_sum != XXH3_64bits_digest(target->device_sum)) {
@@ -437,7 +440,7 @@ static bool await_decision(Target *target, VmfTargetEvent *event, GError **error
     if (!vmf_token_decode(&record, token, error))
         return false;
     if (memcmp(token, target->token, sizeof(token)) != 0) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_PEER, "record %s: of another token", vmf_record_name(record.type));
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record %s: of another token", vmf_record_name(record.type));
         return false;
     }
     *event = record.type == VMF_RECORD_RUN ? VMF_TARGET_EV_RUN : VMF_TARGET_EV_ABORT;
@@ -473,7 +476,8 @@ static void report(Target *target, bool run)
     /* Until END, or the end of the channel, or the farewell's deadline: closing earlier might cut off what we said. */
     while (vmf_record_read(target->incoming->reader, &record, NULL) && record.type != VMF_RECORD_END &&
            target->incoming->reader->payload_left == 0)
-        ;
+        if (record.type == VMF_RECORD_QUERY)
+            vmf_token_send(target->incoming->writer, VMF_RECORD_RUNNING, target->token, NULL);
 }
 
 static bool hold(GError **error)

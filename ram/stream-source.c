@@ -15,7 +15,11 @@ bool vmf_stream_source_check(const VmfWirePages *meta, uint32_t length, GError *
         both |= meta->data[w] & meta->zero[w];
         any |= meta->data[w] | meta->zero[w];
     }
-    if (n_data == meta->n_data && n_data <= VMF_PAGES_DATA_MAX && !both && any && !(meta->flags & ~VMF_PAGES_FIRST_PASS) &&
+    if (both || !any) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RAM_RANGE, "record PAGES: %s", both ? "a page is both data and zero" : "no page");
+        return false;
+    }
+    if (n_data == meta->n_data && n_data <= VMF_PAGES_DATA_MAX && !(meta->flags & ~VMF_PAGES_FIRST_PASS) &&
         length == sizeof(*meta) + n_data * VMF_PAGE_SIZE)
         return true;
     g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record PAGES: %u pages in %u octets do not fit its sets", meta->n_data,

@@ -160,11 +160,11 @@ def test_framing():
     surgery('padding', 'stream.record-body', 'PROPERTIES', flip(-1))
     surgery('oversized', 'stream.record-length', 'SECTION',
             lambda o, order: struct.pack(order + 'II', wire.SECTION, (4 << 20) + 1) + bytes(o[8:]))
-    surgery('checked beyond the length', 'stream.record-body', 'ROUND',
+    surgery('checked beyond the length', 'stream.record-length', 'ROUND',
             lambda o, order: struct.pack(order + 'III', wire.ROUND, 16, 24) + bytes(o[12:]))
-    surgery('a body that is checked in part', 'stream.record-body', 'ROUND',
+    surgery('a body that is checked in part', 'stream.record-length', 'ROUND',
             lambda o, order: record(order, wire.ROUND, bytes(o[16:32]), checked=8))
-    surgery('a payload that is checked', 'stream.record-body', 'PAGES',
+    surgery('a payload that is checked', 'stream.record-length', 'PAGES',
             lambda o, order: record(order, wire.PAGES, bytes(o[16:]), checked=len(o) - 16))
     surgery('too short for its fields', 'stream.record-body', 'ROUND', lambda o, order: record(order, wire.ROUND, bytes(8)))
     surgery('longer than its fields', 'stream.record-body', 'ROUND', lambda o, order: record(order, wire.ROUND, bytes(24)))
@@ -200,11 +200,11 @@ def test_static_data():
     plant('STATIC_DATA_END after it was inferred', 'static.double-end', ahead('pages', lambda s: s.add(wire.STATIC_DATA_END)))
     plant('static data after its end', 'static.late', ahead('pages', lambda s: s.host('late')))
     plant('a RAM block after the pages', 'static.late', ahead('state', lambda s: s.ram_block('late', 4096, 0)))
-    plant('FEATURES twice', 'stream.record-order', ahead('host', lambda s: s.features(2, 2)), versions=[3])
+    plant('FEATURES twice', 'static.duplicate', ahead('host', lambda s: s.features(2, 2)), versions=[3])
     plant('FEATURES in version 2', 'stream.record-order', ahead('host', lambda s: s.features(2, 2)), versions=[2])
     plant('no FEATURES', 'stream.record-order', replaced(features=None), versions=[3])
     plant('no SECTIONS', 'stream.record-order', replaced(sections=None))
-    plant('HOST twice', 'stream.record-order', ahead('host', lambda s: s.host('another')))
+    plant('HOST twice', 'static.duplicate', ahead('host', lambda s: s.host('another')))
     plant('required feature not offered', 'stream.record-body', replaced(features=lambda s: s.features(2, 6)), versions=[3])
     plant('65 page channels wanted', 'stream.record-body', replaced(features=lambda s: s.features(2, 2, 65)), versions=[3])
     plant('a RAM block twice', 'static.duplicate', behind('blocks', lambda s: s.ram_block('rom', 4096, 0)))
@@ -284,7 +284,7 @@ def test_sums():
         s.memory.put(*p) for p in swapped_memory(s)])))
     plant('sum of a block', 'ram.sum', replaced(switchover=lambda s: s.switchover(TOKEN, sums={1: 5})))
     plant('sum of nothing', 'ram.sum', replaced(switchover=lambda s: s.switchover(TOKEN, sums={1: 0})))
-    plant('static sum', 'device-state.sum', replaced(switchover=lambda s: s.switchover(TOKEN, static_sum=1)))
+    plant('static sum', 'static.sum', replaced(switchover=lambda s: s.switchover(TOKEN, static_sum=1)))
     plant('device sum', 'device-state.sum', replaced(switchover=lambda s: s.switchover(TOKEN, device_sum=1)))
     plant('counts that do not add up', 'ram.counts', replaced(switchover=lambda s: s.switchover(TOKEN, counts={1: (1, 2, 4)})))
     plant('counts that differ from what came', 'ram.counts', replaced(
@@ -298,7 +298,7 @@ def test_sums():
     plant('guest runs on arrival', None, replaced(switchover=lambda s: s.switchover(TOKEN, flags=1)))
     plant('audit without the feature', 'stream.record-order', replaced(switchover=lambda s: s.switchover(TOKEN, flags=2)))
     plant('SWITCHOVER twice', 'stream.record-order', ahead('end', lambda s: s.switchover(TOKEN)))
-    plant('no SWITCHOVER', 'stream.record-order', replaced(switchover=None))
+    plant('no SWITCHOVER', 'channel.cut', replaced(switchover=None))
 
 
 def swapped_memory(stream):
@@ -565,7 +565,7 @@ def test_return_paths():
     exchange('PONG without PING', 'stream.record-order', ping=lambda x: x.back.add(wire.PONG, bytes(8)))
     exchange('token of READY', 'stream.record-body', ready=lambda x: x.ready(token=bytes(16)))
     exchange('a sum of READY', 'ram.sum', ready=lambda x: x.ready(sums={0: 1}))
-    exchange('static sum of READY', 'device-state.sum', ready=lambda x: x.ready(static_sum=1))
+    exchange('static sum of READY', 'static.sum', ready=lambda x: x.ready(static_sum=1))
     exchange('device sum of READY', 'device-state.sum', ready=lambda x: x.ready(device_sum=1))
     exchange('flags of READY', 'stream.record-body', ready=lambda x: x.ready(flags=2))
     exchange('an audit that was not done', 'stream.record-body', versions=[3],
@@ -763,7 +763,7 @@ def test_preflight():
         expect('preflight after pages, ' + label, 'stream.record-order', **x.files())
     x = Exchange(3, False, **{n: None for n in list(Exchange.plan(None))[2:]})
     x.main.end()
-    expect('a question without PREFLIGHT', 'stream.record-order', x.main.octets())
+    expect('a question without PREFLIGHT', 'channel.cut', x.main.octets())
 
 
 def test_command():

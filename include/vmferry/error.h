@@ -41,6 +41,7 @@ G_BEGIN_DECLS
     X(VMF_ERROR_STATIC_DOUBLE_END, "static.double-end", "")                                                                     \
     X(VMF_ERROR_STATIC_LATE, "static.late", "")                                                                                 \
     X(VMF_ERROR_STATIC_DUPLICATE, "static.duplicate", "")                                                                       \
+    X(VMF_ERROR_STATIC_SUM, "static.sum", "data was damaged between the hosts")                                                 \
     X(VMF_ERROR_INCOMPATIBLE, "static.incompatible", "start the target with the source's machine settings")                     \
     X(VMF_ERROR_FEATURE, "static.feature", "")                                                                                  \
     X(VMF_ERROR_RAM_BLOCK, "ram.block", "")                                                                                     \

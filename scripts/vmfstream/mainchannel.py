@@ -187,7 +187,7 @@ class MainChannel:
         body.done()
         self.preflight_open = False
         self.ended = True
-        require(self.preflight or self.switchover or self.decision, 'stream.record-order',
+        require(self.preflight or self.switchover or self.decision, 'channel.cut',
                 'without SWITCHOVER, PREFLIGHT or ABORT')
 
     _readers = {wire.PREFLIGHT: _read_preflight, wire.PAGE_CHANNELS: _read_page_channels, wire.PAGES: _read_page_record,

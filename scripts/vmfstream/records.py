@@ -144,7 +144,7 @@ def _check_frame(octets, at, kind, length, checked, crc):
     if length > wire.MAX_BODY:
         raise Fault('stream.record-length', 'a body of %d octets, 4 MiB are allowed' % length, fatal=True)
     if checked > length:
-        raise Fault('stream.record-body', '%d octets checked of a body of %d' % (checked, length), fatal=True)
+        raise Fault('stream.record-length', '%d octets checked of a body of %d' % (checked, length), fatal=True)
     start = at + wire.RECORD_HEADER_SIZE
     if start + checked > len(octets):
         raise Fault('channel.cut', 'the file ends in the body', fatal=True)
@@ -155,4 +155,4 @@ def _check_frame(octets, at, kind, length, checked, crc):
         raise Fault('channel.cut', 'the file ends in the body or its padding', fatal=True)
     expected = wire.PAGES_FIXED if kind == wire.PAGES else length
     if kind in wire.NAMES and checked != expected:
-        raise Fault('stream.record-body', 'the CRC covers %d octets of the body, not %d' % (checked, expected), fatal=True)
+        raise Fault('stream.record-length', 'the CRC covers %d octets of the body, not %d' % (checked, expected), fatal=True)

@@ -23,7 +23,7 @@ class StaticData:
 
     def read(self, kind, body):
         if kind != wire.RAM_BLOCK:
-            require(kind not in self.seen, 'stream.record-order', 'a second one')
+            require(kind not in self.seen, 'static.duplicate', 'a second one')
             self.seen.add(kind)
         self._readers[kind](self, body)
         body.done()

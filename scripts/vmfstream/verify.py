@@ -198,7 +198,7 @@ class Verifier:
             self.sums_checked = True
             for block, said in zip(blocks, switchover.blocks):
                 self._check_block_sum(switchover.place, block, said.sum, sums.get(block.index, 0))
-        self._check_sum(switchover.place, 'device-state.sum', 'static sum', switchover.static_sum,
+        self._check_sum(switchover.place, 'static.sum', 'static sum', switchover.static_sum,
                         xxh3_64(self.octets[:self.main.static_end]))
         self._check_sum(switchover.place, 'device-state.sum', 'device sum', switchover.device_sum,
                         self.main.sections.device_sum())
@@ -237,5 +237,5 @@ class Verifier:
             return
         for block, said, sent in zip(self.main.static.blocks, ready.sums, switchover.blocks):
             self._check_sum(ready.place, 'ram.sum', 'sum of block %s' % block.name, said, sent.sum)
-        self._check_sum(ready.place, 'device-state.sum', 'static sum', ready.static_sum, switchover.static_sum)
+        self._check_sum(ready.place, 'static.sum', 'static sum', ready.static_sum, switchover.static_sum)
         self._check_sum(ready.place, 'device-state.sum', 'device sum', ready.device_sum, switchover.device_sum)
