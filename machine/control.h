@@ -19,7 +19,6 @@ typedef struct {
     const char *name;      /* of the machine */
     const char *host_name; /* told to peers */
     const char *socket_path;
-    uint8_t uuid[16];
     bool incoming; /* the guest is to arrive: nothing runs before */
     bool paused;   /* with incoming: it does not run before cont */
     bool insecure; /* plaintext off the loopback is allowed */

@@ -15,8 +15,11 @@ json_t *vmf_qmp_query_name(VmfControl *control, VmfControlClient *client, const 
     return json_pack("{s:s}", "name", control->config.name);
 }
 
-static json_t *uuid_text(const uint8_t uuid[16])
+static json_t *uuid_text(const VmfControl *control)
 {
+    uint8_t uuid[16];
+
+    vmf_guest_uuid(vmf_machine_guest(control->config.machine), uuid);
     return json_sprintf("%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", uuid[0], uuid[1],
                         uuid[2], uuid[3], uuid[4], uuid[5], uuid[6], uuid[7], uuid[8], uuid[9], uuid[10], uuid[11],
                         uuid[12], uuid[13], uuid[14], uuid[15]);
@@ -24,7 +27,7 @@ static json_t *uuid_text(const uint8_t uuid[16])
 
 json_t *vmf_qmp_query_uuid(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
 {
-    return json_pack("{s:o}", "UUID", uuid_text(control->config.uuid));
+    return json_pack("{s:o}", "UUID", uuid_text(control));
 }
 
 json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
@@ -34,7 +37,7 @@ json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, con
     vmf_machine_get_info(control->config.machine, &info);
     return json_pack(
         "{s:s,s:s,s:o,s:i,s:s?,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i}", "name", control->config.name, "host_name",
-        control->config.host_name, "uuid", uuid_text(control->config.uuid), "pid", (int)getpid(), "incoming_uri",
+        control->config.host_name, "uuid", uuid_text(control), "pid", (int)getpid(), "incoming_uri",
         vmf_control_incoming_uri(control), "backend", info.backend, "running", (int)info.running, "memory_bytes",
         (json_int_t)info.memory_bytes, "instructions", (json_int_t)info.instructions, "beats", (json_int_t)info.beats,
         "guest_errors", (json_int_t)info.guest_errors, "guest_error_address", (json_int_t)info.guest_error_address,

@@ -25,7 +25,7 @@ VmfStaticData *vmf_static_data_of(VmfGuest *guest, GArray *owners)
     g_strlcpy(data->machine.architecture, vmf_guest_architecture(guest), sizeof(data->machine.architecture));
     data->machine.page_size = 4096;
     data->machine.engine_version = vmf_engine_version();
-    memcpy(data->machine.uuid, vmf_guest_uuid(guest), sizeof(data->machine.uuid));
+    vmf_guest_uuid(guest, data->machine.uuid);
     for (unsigned i = 0; i < vmf_guest_n_properties(guest); i++)
         vmf_static_data_add_property(data, vmf_guest_property(guest, i)->key, vmf_guest_property(guest, i)->value);
     add_blocks(data, guest);

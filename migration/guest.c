@@ -6,6 +6,8 @@
 
 #include <vmferry/error.h>
 
+#include <stdatomic.h>
+
 _Static_assert(VMF_SECTION_NAME_MAX == VMF_DEVICE_NAME_MAX, "a device's name is its section's name");
 
 /* An entry with the copies that its pointers lead to. */
@@ -17,7 +19,7 @@ typedef struct {
 
 struct VmfGuest {
     char *architecture;
-    uint8_t uuid[16];
+    _Atomic uint64_t uuid[2]; /* halves: a session may set it while another thread asks */
     VmfGuestOps ops;
     void *opaque;
     bool has_dirty_log;
@@ -69,12 +71,21 @@ bool vmf_guest_check(const VmfGuest *guest, GError **error)
 
 /* ---- identity ---------------------------------------------------------------------------------------------------- */
 
+static void set_uuid(VmfGuest *guest, const uint8_t uuid[16])
+{
+    uint64_t halves[2];
+
+    memcpy(halves, uuid, sizeof(halves));
+    atomic_store(&guest->uuid[0], halves[0]);
+    atomic_store(&guest->uuid[1], halves[1]);
+}
+
 VmfGuest *vmf_guest_new(const char *architecture, const uint8_t uuid[16], const VmfGuestOps *ops, void *opaque)
 {
     VmfGuest *guest = g_new0(VmfGuest, 1);
 
     guest->architecture = g_strdup(architecture);
-    memcpy(guest->uuid, uuid, sizeof(guest->uuid));
+    set_uuid(guest, uuid);
     guest->opaque = opaque;
     guest->properties = g_ptr_array_new_with_free_func(property_free);
     guest->blocks = g_ptr_array_new_with_free_func(block_free);
@@ -105,9 +116,17 @@ const char *vmf_guest_architecture(const VmfGuest *guest)
     return guest->architecture;
 }
 
-const uint8_t *vmf_guest_uuid(const VmfGuest *guest)
+void vmf_guest_uuid(const VmfGuest *guest, uint8_t uuid[16])
 {
-    return guest->uuid;
+    uint64_t halves[2] = {atomic_load(&guest->uuid[0]), atomic_load(&guest->uuid[1])};
+
+    memcpy(uuid, halves, sizeof(halves));
+}
+
+void vmf_guest_adopt_uuid(VmfGuest *guest, const uint8_t uuid[16])
+{
+    if (atomic_load(&guest->uuid[0]) == 0 && atomic_load(&guest->uuid[1]) == 0)
+        set_uuid(guest, uuid);
 }
 
 const VmfGuestOps *vmf_guest_ops(const VmfGuest *guest)

@@ -43,7 +43,8 @@ typedef struct VmfGuestEntry {
 bool vmf_guest_check(const VmfGuest *guest, GError **error);
 
 const char *vmf_guest_architecture(const VmfGuest *guest);
-const uint8_t *vmf_guest_uuid(const VmfGuest *guest); /* 16 bytes */
+/* For a guest without one: that of the stream. */
+void vmf_guest_adopt_uuid(VmfGuest *guest, const uint8_t uuid[16]);
 
 const VmfGuestOps *vmf_guest_ops(const VmfGuest *guest);
 void *vmf_guest_opaque(const VmfGuest *guest);

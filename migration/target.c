@@ -453,6 +453,7 @@ static void note_running(Target *target)
     target->session->statistics.total_ns = (uint64_t)(vmf_now_ns() - target->begun_ns);
     target->session->statistics.verified = VMF_VERIFIED_TRANSPORT;
     pthread_mutex_unlock(&target->session->lock);
+    vmf_guest_adopt_uuid(target->session->guest, target->incoming->static_data->machine.uuid);
     vmf_session_set_status(target->session, VMF_STATUS_COMPLETED);
 }
 

@@ -80,10 +80,16 @@ static void assert_fault(const VmfGuest *guest, const char *words)
 
 static void test_identity(void **state)
 {
+    static const uint8_t other[16] = {1};
     g_autoptr(VmfGuest) guest = new_guest();
+    uint8_t found[16];
 
     assert_string_equal(vmf_guest_architecture(guest), "rv32");
-    assert_memory_equal(vmf_guest_uuid(guest), uuid, 16);
+    vmf_guest_uuid(guest, found);
+    assert_memory_equal(found, uuid, 16);
+    vmf_guest_adopt_uuid(guest, other); /* it has one */
+    vmf_guest_uuid(guest, found);
+    assert_memory_equal(found, uuid, 16);
     assert_ptr_equal(vmf_guest_opaque(guest), &ops);
     assert_ptr_equal(vmf_guest_ops(guest)->throttle, throttle);
     assert_null(vmf_guest_dirty_log(guest));

@@ -79,7 +79,8 @@ static bool parse_options(Run *run, int argc, char **argv, int *exit_code)
         {"unpaced", 0, 0, G_OPTION_ARG_NONE, &o->unpaced, "Let the guest run as fast as it can", NULL},
         {"state-dir", 0, 0, G_OPTION_ARG_FILENAME, &o->state_dir, "What survives a reboot is kept there", "DIR"},
         {"host-name", 0, 0, G_OPTION_ARG_STRING, &o->host_name, "What messages call this host (its host name)", "NAME"},
-        {"uuid", 0, 0, G_OPTION_ARG_STRING, &o->uuid, "The machine's UUID (made from its name)", "UUID"},
+        {"uuid", 0, 0, G_OPTION_ARG_STRING, &o->uuid, "The machine's UUID (made from its name, or the incoming guest's)",
+         "UUID"},
         {"insecure", 0, 0, G_OPTION_ARG_NONE, &o->insecure, "Allow plaintext off the loopback", NULL},
         G_OPTION_ENTRY_NULL};
 
@@ -114,12 +115,14 @@ static void uuid_from_name(const char *name, uint8_t uuid[16])
     uuid[8] = (uuid[8] & 0x3f) | 0x80;
 }
 
-static bool parse_uuid(const char *text, const char *name, uint8_t uuid[16], GError **error)
+/* A machine that waits for a guest has none: it takes the guest's. */
+static bool parse_uuid(const char *text, const Run *run, uint8_t uuid[16], GError **error)
 {
     unsigned n = 0;
 
     if (!text) {
-        uuid_from_name(name, uuid);
+        if (!run->options.incoming)
+            uuid_from_name(run->name, uuid);
         return true;
     }
     if (!g_uuid_string_is_valid(text)) {
@@ -155,7 +158,7 @@ static bool configure(Run *run, GError **error)
            named(parse_backend(o->backend, error), "--backend", error) &&
            named(!o->guest || vmf_parse_workload(o->guest, config, error), "--guest", error) &&
            named(!o->ram || vmf_ram_backend_parse(o->ram, &config->ram_backend, error), "--ram", error) &&
-           named(parse_uuid(o->uuid, run->name, config->uuid, error), "--uuid", error);
+           named(parse_uuid(o->uuid, run, config->uuid, error), "--uuid", error);
 }
 
 /* ---- the machine ------------------------------------------------------------------------------------------------- */
@@ -201,7 +204,6 @@ static bool make_control(Run *run, GError **error)
         .opaque = run,
     };
 
-    memcpy(config.uuid, run->config.uuid, sizeof(config.uuid));
     run->control = vmf_control_new(&config, error);
     if (!run->control)
         return false;

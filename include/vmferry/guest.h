@@ -93,6 +93,9 @@ VmfGuest *vmf_guest_new(const char *architecture, const uint8_t uuid[16], const 
 void vmf_guest_free(VmfGuest *guest);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfGuest, vmf_guest_free)
 
+/* The machine's UUID; any thread. A guest that was made with zeros takes that of the guest that is migrated into it. */
+void vmf_guest_uuid(const VmfGuest *guest, uint8_t uuid[16]);
+
 /*
  * Something both ends must agree on before a page moves ("cpu.model", "memory.size"): static data, compared for equality; a
  * difference is named as an incompatibility. Keys 1 to 63, values up to 255 bytes of UTF-8; at most 256 of them. A key that is set
