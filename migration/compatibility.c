@@ -29,8 +29,11 @@ VmfStaticData *vmf_static_data_of(VmfGuest *guest, GArray *owners)
     for (unsigned i = 0; i < vmf_guest_n_properties(guest); i++)
         vmf_static_data_add_property(data, vmf_guest_property(guest, i)->key, vmf_guest_property(guest, i)->value);
     add_blocks(data, guest);
-    for (unsigned i = 0; i < owners->len; i++)
-        vmf_static_data_add_section(data, vmf_owner(owners, i)->name, vmf_owner(owners, i)->instance, vmf_owner(owners, i)->version);
+    for (unsigned i = 0; i < owners->len; i++) {
+        const VmfOwner *owner = vmf_owner(owners, i);
+        if (owner->has_section)
+            vmf_static_data_add_section(data, owner->name, owner->instance, owner->version);
+    }
     return data;
 }
 
@@ -134,9 +137,11 @@ static void compare_section(const VmfStaticSection *there, VmfOwner *owner, VmfG
 
 static VmfOwner *find_owner(GArray *owners, const char *name, uint32_t instance)
 {
-    for (guint i = 0; i < owners->len; i++)
-        if (vmf_owner(owners, i)->instance == instance && strcmp(vmf_owner(owners, i)->name, name) == 0)
-            return vmf_owner(owners, i);
+    for (guint i = 0; i < owners->len; i++) {
+        VmfOwner *owner = vmf_owner(owners, i);
+        if (owner->has_section && owner->instance == instance && strcmp(owner->name, name) == 0)
+            return owner;
+    }
     return NULL;
 }
 
@@ -154,10 +159,11 @@ static void compare_sections(const VmfStaticData *theirs, GArray *owners, VmfGue
         g_hash_table_add(found, owner);
         compare_section(there, owner, guest, texts);
     }
-    for (guint i = 0; i < owners->len; i++)
-        if (!g_hash_table_contains(found, vmf_owner(owners, i)))
-            differ(texts, "section.missing: %s %u: here version %u, there nothing", vmf_owner(owners, i)->name,
-                   vmf_owner(owners, i)->instance, vmf_owner(owners, i)->version);
+    for (guint i = 0; i < owners->len; i++) {
+        VmfOwner *owner = vmf_owner(owners, i);
+        if (owner->has_section && !g_hash_table_contains(found, owner))
+            differ(texts, "section.missing: %s %u: here version %u, there nothing", owner->name, owner->instance, owner->version);
+    }
 }
 
 static void compare_features(const VmfStaticData *theirs, GPtrArray *texts)

@@ -17,7 +17,7 @@
 #define VMF_SECTION_NAME_MAX 63 /* bytes */
 #define VMF_SECTIONS_MAX 1024   /* of one guest, the one of RAM included */
 
-/* The section that RAM travels in; no embedder can take the name. */
+/* What messages call RAM among the owners of state; no embedder can take the name. */
 #define VMF_SECTION_RAM "ram"
 
 typedef struct VmfGuestProperty {

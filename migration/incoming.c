@@ -7,6 +7,7 @@
 #include "stream/clock.h"
 
 #define TICK_NS (100 * VMF_NS_PER_MS)
+#define BUSY_TICK_NS (10 * VMF_NS_PER_MS) /* while a migration is under way: its end waits for the tick */
 #define HANDSHAKE_NS (10 * VMF_NS_PER_S)
 #define CALLERS_MAX 64 /* connections that have not said who they are; the oldest has to go for a newer one */
 
@@ -415,6 +416,16 @@ static void admit(VmfReception *reception, VmfChannel *channel)
     g_free(caller);
 }
 
+static void sleep_until_tick(VmfReception *reception, int64_t tick_ns)
+{
+    VmfSession *session = reception->config.session;
+
+    pthread_mutex_lock(&session->lock);
+    if (!reception->quit)
+        vmf_session_wait_locked(session, vmf_now_ns() + tick_ns);
+    pthread_mutex_unlock(&session->lock);
+}
+
 static void *reception_main(void *opaque)
 {
     VmfReception *reception = opaque;
@@ -424,7 +435,8 @@ static void *reception_main(void *opaque)
     while (!reception->quit) {
         GError *error = NULL;
         bool room = reap(reception, false) < CALLERS_MAX;
-        VmfChannel *channel = listening && room ? vmf_listener_accept(session->listener, TICK_NS, &error) : NULL;
+        int64_t tick_ns = is_taken(reception) ? BUSY_TICK_NS : TICK_NS;
+        VmfChannel *channel = listening && room ? vmf_listener_accept(session->listener, tick_ns, &error) : NULL;
         if (channel) {
             admit(reception, channel);
             listening = !reception->single;
@@ -432,7 +444,7 @@ static void *reception_main(void *opaque)
             give_up(reception, g_steal_pointer(&error));
             listening = false;
         } else if (!listening || !room) {
-            g_usleep(TICK_NS / 1000);
+            sleep_until_tick(reception, tick_ns);
         }
         g_clear_error(&error);
         reception->config.tick(reception->config.opaque);
@@ -460,7 +472,10 @@ void vmf_reception_free(VmfReception *reception)
 {
     if (!reception)
         return;
+    pthread_mutex_lock(&reception->config.session->lock);
     atomic_store(&reception->quit, true);
+    pthread_cond_broadcast(&reception->config.session->changed);
+    pthread_mutex_unlock(&reception->config.session->lock);
     if (reception->started)
         pthread_join(reception->thread, NULL);
     while (reap(reception, true) > 0)

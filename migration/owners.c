@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "migration/owners.h"
 
-#define RAM_SECTION_VERSION 1
-
 static void owner_clear(void *p)
 {
     VmfOwner *owner = p;
@@ -14,7 +12,7 @@ static void owner_clear(void *p)
 
 static VmfOwner owner_of(const VmfGuestEntry *entry)
 {
-    VmfOwner owner = {.name = entry->name, .instance = entry->instance, .version = entry->version};
+    VmfOwner owner = {.name = entry->name, .instance = entry->instance, .version = entry->version, .has_section = true};
 
     if (entry->state) {
         owner.handlers = vmf_device_handlers();
@@ -33,7 +31,7 @@ GArray *vmf_owners_new(VmfGuest *guest, const VmfSaveHandlers *ram_handlers, voi
 
     g_array_set_clear_func(owners, owner_clear);
     if (ram) {
-        VmfOwner owner = {.name = VMF_SECTION_RAM, .version = RAM_SECTION_VERSION, .handlers = ram_handlers, .opaque = ram};
+        VmfOwner owner = {.name = VMF_SECTION_RAM, .handlers = ram_handlers, .opaque = ram};
         g_array_append_val(owners, owner);
     }
     for (unsigned i = 0; i < vmf_guest_n_entries(guest); i++) {

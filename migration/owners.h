@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Who owns state, in the order of the section list: RAM first, so that its last pages are under way while devices are read, then what
- * the embedder added. The loop calls handlers and knows nothing else of them.
+ * Who owns state: RAM first, so that its last pages are under way while devices are read, then what
+ * the embedder added, in the order of the section list. The loop calls handlers and knows nothing else of them.
  */
 #ifndef MIGRATION_OWNERS_H
 #define MIGRATION_OWNERS_H
@@ -14,6 +14,7 @@ typedef struct {
     uint32_t version;
     const VmfSaveHandlers *handlers;
     void *opaque;
+    bool has_section;     /* false for RAM: its pages have records of their own, so it is not in the stream's list */
     VmfSaveStream stream; /* source */
     bool begun;           /* save_prepare or load_setup was called or skipped: cleanup is due */
     /* target: what came of its section */

@@ -212,9 +212,12 @@ static bool open_page_channels(VmfSource *source, GError **error)
 
 static bool set_up_owners(VmfSource *source, GError **error)
 {
+    uint32_t id = 0; /* a section's place in the list of the static data */
+
     for (guint i = 0; i < source->owners->len; i++) {
         VmfOwner *owner = vmf_owner(source->owners, i);
-        vmf_save_stream_init(&owner->stream, source->session, source->main.writer, source->device_sum, i);
+        vmf_save_stream_init(&owner->stream, source->session, source->main.writer, source->device_sum, id);
+        id += owner->has_section;
     }
     source->logging = true;
     for (guint i = 0; i < source->owners->len; i++) {

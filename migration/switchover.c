@@ -99,7 +99,7 @@ static bool stop_guest(VmfSource *source, GError **error)
 static bool complete_owner(VmfSource *source, VmfOwner *owner, GError **error)
 {
     return (!owner->handlers->save_complete || owner->handlers->save_complete(owner->opaque, &owner->stream, error)) &&
-           vmf_save_stream_finish(&owner->stream, error);
+           (!owner->has_section || vmf_save_stream_finish(&owner->stream, error));
 }
 
 static bool send_the_rest(VmfSource *source, GError **error)

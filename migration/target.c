@@ -370,7 +370,7 @@ static bool check_sections(Target *target, GError **error)
 {
     for (guint i = 0; i < target->owners->len; i++) {
         const VmfOwner *owner = vmf_owner(target->owners, i);
-        if (owner->complete)
+        if (owner->complete || !owner->has_section)
             continue;
         g_set_error(error, VMF_ERROR, VMF_ERROR_SECTION, "section %s %u: not complete at SWITCHOVER", owner->name, owner->instance);
         return false;
@@ -728,7 +728,7 @@ bool vmf_target_run(VmfSession *session, GError **error)
     target->device_sum = XXH3_createState();
     XXH3_64bits_reset(target->device_sum);
     bool has_ram = vmf_guest_n_ram(session->guest) > 0;
-    /* RAM's pages have records of their own; its section is only a place in the list. */
+    /* RAM's pages have records of their own, so there is nothing for a handler to load. */
     static const VmfSaveHandlers ram_handlers = {.size = sizeof(VmfSaveHandlers)};
     target->owners = vmf_owners_new(session->guest, &ram_handlers, has_ram ? target : NULL, false);
     target->ours = vmf_static_data_of(session->guest, target->owners);
