@@ -23,8 +23,10 @@ static VmfRamBackend require(void **state)
 {
     VmfRamBackend backend = (VmfRamBackend)(uintptr_t)*state;
 
-    if (!host_can_tell(backend))
+    if (!host_can_tell(backend)) {
+        print_message("this kernel does not tell which pages of %s memory are there\n", vmf_ram_backend_name(backend));
         skip();
+    }
     return backend;
 }
 
@@ -107,8 +109,10 @@ static void a_sparse_terabyte_is_scanned_and_not_populated(void **state)
     g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", size, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
     g_autoptr(VmfDirtyBitmap) touched = vmf_dirty_bitmap_new(size / 4096, NULL);
 
-    if (!block)
-        skip(); /* this host does not lend out so much address space */
+    if (!block) {
+        print_message("this host does not lend out so much address space\n");
+        skip();
+    }
     volatile uint8_t *host = vmf_ram_block_host(block);
     for (uint64_t i = 0; i < 100; i++)
         host[i * (size / 100)] = 1;

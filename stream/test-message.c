@@ -237,7 +237,7 @@ static void test_ack(void **state)
         assert_true(vmf_ack_send(link.writer, &in, entries, NULL));
         VmfRecord record = read_back(&link, VMF_RECORD_ACK);
         assert_true(vmf_ack_decode(&record, swap, &out, &got, NULL));
-        assert_memory_equal(&out, &in, sizeof(in));
+        assert_true(out.epoch == in.epoch && out.channel == in.channel && out.sequence == in.sequence && out.n_entries == in.n_entries);
         for (unsigned i = 0; i < 2; i++) {
             const VmfAckEntry *entry = &g_array_index(got, VmfAckEntry, i);
             assert_true(entry->block == entries[i].block && entry->chunk == entries[i].chunk && entry->sum == entries[i].sum);

@@ -38,7 +38,7 @@ def main():
             raise SystemExit(f'headers installed or not as they should: {sorted(public ^ installed)}')
         environment = dict(os.environ, PKG_CONFIG_PATH=str(description.parent), LD_LIBRARY_PATH=str(description.parents[1]))
         flags = shlex.split(run('pkg-config', '--cflags', '--libs', 'vmferry', env=environment))
-        if any(str(ROOT) in flag for flag in flags):
+        if any(f'{ROOT}/' in flag for flag in flags):
             raise SystemExit('the flags point into the source tree')
         program = pathlib.Path(name, 'embedder')
         run('cc', '-std=gnu11', '-Wall', '-Wextra', '-Wno-unused-parameter', '-Werror', '-O2', '-o', program,
