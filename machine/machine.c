@@ -303,7 +303,11 @@ bool vmf_machine_hash(VmfMachine *m, uint8_t out[16], GError **error)
 
 bool vmf_machine_run_to(VmfMachine *m, uint64_t instruction, GError **error)
 {
-    if (!check_stopped(m, "run", error) || !vmf_machine_stop_at(m, instruction, error) || !vmf_machine_start(m, error))
+    if (!check_stopped(m, "run", error))
+        return false;
+    if (m->cpu.state.instructions == instruction)
+        return true; /* and 0 would mean: do not stop anywhere */
+    if (!vmf_machine_stop_at(m, instruction, error) || !vmf_machine_start(m, error))
         return false;
     return vmf_machine_stop(m, error);
 }

@@ -26,12 +26,26 @@ def last_line(text):
     return lines[-1][:200] if lines else ''
 
 
+def failures_of(errors):
+    """What cmocka says of each failure, "what (file:line)"; where an assertion says nothing, what was printed before it."""
+    failures, said = [], ''
+    for line in map(clean, errors.splitlines()):
+        error = re.match(r'\[ ERROR \] (?:--- )?(.*)', line)
+        where = re.search(r'\[ LINE \] --- (\S+):', line)
+        if error and not error.group(1).startswith('[ LINE'):
+            said = error.group(1)
+        elif not error and not where:
+            said = line
+        if where:
+            failures.append(f'{said} ({where.group(1)})')
+    return failures
+
+
 def cmocka_cases(text, errors):
     """[(result, case, reason)], in order; empty when the program is not a cmocka group. Its stderr has one error for each failed case."""
     seen = {}
     said = []
-    failures = re.findall(r'^\[ {2}ERROR {3}\] (?:--- )?(.*(?:\n(?!\[ {3}LINE).*)*)\n\[ {3}LINE {3}\] --- (\S+):', errors, re.M)
-    failures = [f'{clean(what)} ({where})' for what, where in failures]
+    failures = failures_of(errors)
     for line in text.splitlines():
         line = clean(line)
         match = CASE.match(line)
