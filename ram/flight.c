@@ -212,7 +212,7 @@ bool vmf_flight_land(VmfFlight *flight, unsigned index, uint64_t sequence, unsig
     uint64_t bytes = 0;
 
     pthread_mutex_lock(&flight->lock);
-    bool good = sequence >= lane->landed && sequence <= lane->sent;
+    bool good = flight->acknowledged && sequence >= lane->landed && sequence <= lane->sent;
     for (; good && lane->landed < sequence; lane->landed++) {
         const Record *record = &lane->ring[lane->landed % RING];
         chunk_of(flight, record->id)->under_way--;
