@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What is under way: who may claim a chunk, how much may be unacknowledged, what an acknowledgement may say. Then several lanes and
- * an acknowledger that takes its time, watched by a model that knows one rule: the records of a chunk are under way on one lane.
+ * What is under way: who may claim a chunk, how much may be unacknowledged, what an acknowledgement may say. Then
+ * several lanes and an acknowledger that takes its time, watched by a model that knows one rule: the records of a chunk
+ * are under way on one lane.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,7 +41,8 @@ static bool land(VmfFlight *flight, unsigned lane, uint64_t sequence)
     return vmf_flight_land(flight, lane, sequence, 0, NULL, NULL, NULL, NULL);
 }
 
-/* ---- claims ---------------------------------------------------------------------------------------------------------------- */
+/* ---- claims
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 static void a_chunk_is_claimed_once_a_round(void **state)
 {
@@ -99,7 +101,8 @@ static void a_lane_prefers_what_it_has_under_way(void **state)
             assert_int_equal(vmf_flight_prefers(flight, lane, chunk(c)), lane == c);
 }
 
-/* ---- the bound ------------------------------------------------------------------------------------------------------------- */
+/* ---- the bound
+ * ------------------------------------------------------------------------------------------------------------- */
 
 static uint64_t launch_all(VmfFlight *flight, unsigned lane, uint32_t bytes)
 {
@@ -143,8 +146,8 @@ static void a_slow_link_has_one_mebibyte_under_way(void **state)
 }
 
 /*
- * One record as large as a number allows makes a high rate whatever the host is busy with, and the moment's sleep one that a round trip
- * in whole nanoseconds can be found for.
+ * One record as large as a number allows makes a high rate whatever the host is busy with, and the moment's sleep one
+ * that a round trip in whole nanoseconds can be found for.
  */
 static void a_long_fat_link_has_two_round_trips_under_way(void **state)
 {
@@ -197,7 +200,8 @@ static void nothing_is_bounded_without_acknowledgements(void **state)
     assert_true(vmf_flight_claim(flight, 0, 2, chunk(0)));
 }
 
-/* ---- acknowledgements ------------------------------------------------------------------------------------------------------ */
+/* ---- acknowledgements
+ * ------------------------------------------------------------------------------------------------------ */
 
 static void acknowledging_what_was_not_sent_is_refused(void **state)
 {
@@ -253,7 +257,8 @@ static void a_sum_is_checked_when_nothing_of_its_chunk_is_under_way(void **state
     assert_true(checked.ids[2].chunk == 2 && checked.sums[2] == 22);
 }
 
-/* ---- waiting --------------------------------------------------------------------------------------------------------------- */
+/* ---- waiting
+ * --------------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     VmfFlight *flight;
@@ -327,7 +332,8 @@ static void closing_wakes_whoever_waits(void **state)
     assert_false(vmf_flight_drain(flight, 600 * VMF_NS_PER_S));
 }
 
-/* ---- all at once ----------------------------------------------------------------------------------------------------------- */
+/* ---- all at once
+ * ----------------------------------------------------------------------------------------------------------- */
 
 #define LANES 4
 #define ROUNDS 40
@@ -353,7 +359,8 @@ typedef struct {
     pthread_t thread;
 } Lane;
 
-/* The model counts a record ahead of the flight, and lets go of it together with the flight: a claim that comes too early shows. */
+/* The model counts a record ahead of the flight, and lets go of it together with the flight: a claim that comes too
+ * early shows. */
 static void send_chunk(Lane *lane, GRand *rand, uint64_t c, uint32_t round)
 {
     Model *model = lane->model;
@@ -377,8 +384,8 @@ static void send_chunk(Lane *lane, GRand *rand, uint64_t c, uint32_t round)
 }
 
 /*
- * The fan-out's two walks. Every other first walk is left out and a walk begins anywhere, so that lanes come across what others have
- * under way from the round before.
+ * The fan-out's two walks. Every other first walk is left out and a walk begins anywhere, so that lanes come across
+ * what others have under way from the round before.
  */
 static void walk_chunks(Lane *lane, GRand *rand, uint32_t round)
 {
@@ -388,7 +395,8 @@ static void walk_chunks(Lane *lane, GRand *rand, uint32_t round)
     for (unsigned walk = (unsigned)g_rand_int_range(rand, 0, 2); walk < 2; walk++)
         for (unsigned i = 0; i < BLOCK_0; i++) {
             VmfChunkId id = chunk((first + i) % BLOCK_0);
-            if ((walk == 1 || vmf_flight_prefers(flight, lane->lane, id)) && vmf_flight_claim(flight, lane->lane, round, id))
+            if ((walk == 1 || vmf_flight_prefers(flight, lane->lane, id)) &&
+                vmf_flight_claim(flight, lane->lane, round, id))
                 send_chunk(lane, rand, id.chunk, round);
         }
 }
