@@ -18,8 +18,7 @@
 
 static const char *document_path;
 
-/* ---- the document
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- the document ---------------------------------------------------------------------------------------------- */
 
 #define BIT(event) (1u << (event))
 #define ON(side, event) BIT(VMF_##side##_EV_##event)
@@ -226,8 +225,7 @@ static void the_target_does_what_the_document_says(void **state)
     compare(&target_side, 1);
 }
 
-/* ---- one side alone
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- one side alone -------------------------------------------------------------------------------------------- */
 
 #define LENGTH 8
 
@@ -339,8 +337,7 @@ static void no_sequence_of_events_loses_the_target(void **state)
     assert_true(walk.n_walked > 10);
 }
 
-/* ---- both sides
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- both sides ------------------------------------------------------------------------------------------------ */
 
 typedef enum { NONE, SWITCHOVER, RUN, ABORT, READY, REFUSED, RUNNING, NEVER, N_MESSAGES } Message;
 
@@ -523,8 +520,7 @@ static void on_a_link_that_breaks_nobody_runs_twice(void **state)
     g_hash_table_unref(all.seen);
 }
 
-/* ---- names
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- names ----------------------------------------------------------------------------------------------------- */
 
 static void states_have_names_of_their_own(void **state)
 {

@@ -41,8 +41,7 @@ static bool land(VmfFlight *flight, unsigned lane, uint64_t sequence)
     return vmf_flight_land(flight, lane, sequence, 0, NULL, NULL, NULL, NULL);
 }
 
-/* ---- claims
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- claims ---------------------------------------------------------------------------------------------------- */
 
 static void a_chunk_is_claimed_once_a_round(void **state)
 {
@@ -101,8 +100,7 @@ static void a_lane_prefers_what_it_has_under_way(void **state)
             assert_int_equal(vmf_flight_prefers(flight, lane, chunk(c)), lane == c);
 }
 
-/* ---- the bound
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- the bound ------------------------------------------------------------------------------------------------- */
 
 static uint64_t launch_all(VmfFlight *flight, unsigned lane, uint32_t bytes)
 {
@@ -200,8 +198,7 @@ static void nothing_is_bounded_without_acknowledgements(void **state)
     assert_true(vmf_flight_claim(flight, 0, 2, chunk(0)));
 }
 
-/* ---- acknowledgements
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- acknowledgements ------------------------------------------------------------------------------------------ */
 
 static void acknowledging_what_was_not_sent_is_refused(void **state)
 {
@@ -257,8 +254,7 @@ static void a_sum_is_checked_when_nothing_of_its_chunk_is_under_way(void **state
     assert_true(checked.ids[2].chunk == 2 && checked.sums[2] == 22);
 }
 
-/* ---- waiting
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- waiting --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     VmfFlight *flight;
@@ -332,8 +328,7 @@ static void closing_wakes_whoever_waits(void **state)
     assert_false(vmf_flight_drain(flight, 600 * VMF_NS_PER_S));
 }
 
-/* ---- all at once
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- all at once ----------------------------------------------------------------------------------------------- */
 
 #define LANES 4
 #define ROUNDS 40

@@ -155,8 +155,7 @@ static Seen *next_hint(World *world)
     return seen;
 }
 
-/* ---- records
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- records --------------------------------------------------------------------------------------------------- */
 
 static void a_record_carries_at_most_128_pages(void **state)
 {
@@ -255,8 +254,7 @@ static void every_page_of_a_rom_is_sent(void **state)
     assert_int_equal(world->rig->save->blocks[1].hole, 0);
 }
 
-/* ---- hints
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- hints ----------------------------------------------------------------------------------------------------- */
 
 static void a_hint_names_no_page_of_zeros(void **state)
 {
@@ -311,8 +309,7 @@ static void chunks_are_announced_ahead_of_their_pages(void **state)
     nothing_more(world);
 }
 
-/* ---- the dirty log and the guest
- * ------------------------------------------------------------------------------------------- */
+/* ---- the dirty log and the guest ------------------------------------------------------------------------------- */
 
 static void what_the_log_cleared_is_sent_too(void **state)
 {
@@ -371,8 +368,7 @@ static void a_page_written_since_the_look_comes_in_the_next_round(void **state)
     assert_int_equal(second->pages.sequence, 1);
 }
 
-/* ---- counts
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- counts ---------------------------------------------------------------------------------------------------- */
 
 static void the_first_pass_counts_each_page_once(void **state)
 {
@@ -403,8 +399,7 @@ static void the_first_pass_counts_each_page_once(void **state)
     assert_int_equal(save->pages_zero, 1);
 }
 
-/* ---- waiting
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- waiting --------------------------------------------------------------------------------------------------- */
 
 /* Acknowledges what it reads, and so nothing that waits in the lane's writer. */
 static void *acknowledger_main(void *opaque)
