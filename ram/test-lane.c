@@ -58,7 +58,8 @@ static int tear_down(void **state)
 static void begin(World *world, bool acknowledged, bool hints)
 {
     vmf_rig_begin(world->rig, 1, acknowledged, hints);
-    world->lane = (VmfLane){.save = world->rig->save, .writer = world->writer, .epoch = 7, .first_pass = true};
+    world->lane.stream =
+        (VmfStreamSink){.save = world->rig->save, .writer = world->writer, .epoch = 7, .first_pass = true};
 }
 
 static void take(World *world, uint64_t chunk)
@@ -278,7 +279,7 @@ static void hints_are_for_the_first_pass(void **state)
 
     vmf_rig_write(world->rig, 0, 1, 1);
     begin(world, false, true);
-    world->lane.first_pass = false;
+    world->lane.stream.first_pass = false;
     take(world, 0);
     flush(world);
     g_autofree Seen *seen = next_pages(world);
@@ -359,7 +360,7 @@ static void a_page_written_since_the_look_comes_in_the_next_round(void **state)
     g_autofree Seen *first = next_pages(world);
     assert_int_equal(first->pages.zero[0], 2);
     assert_true(vmf_ram_save_harvest(world->rig->save, NULL));
-    world->lane.first_pass = false;
+    world->lane.stream.first_pass = false;
     take(world, 0);
     flush(world);
     g_autofree Seen *second = next_pages(world);
@@ -389,7 +390,7 @@ static void the_first_pass_counts_each_page_once(void **state)
     vmf_rig_write(world->rig, 0, 100, 3);
     vmf_rig_write(world->rig, 0, 9, 3);
     assert_true(vmf_ram_save_harvest(world->rig->save, NULL));
-    world->lane.first_pass = false;
+    world->lane.stream.first_pass = false;
     take(world, 0);
     flush(world);
     assert_int_equal(save->blocks[0].data, 5);
