@@ -620,7 +620,8 @@ static void move(unsigned n_lanes, unsigned seed)
     vmf_rig_write_range(rig, 1, 0, 20, seed);
     vmf_rig_connect(rig, n_lanes);
     assert_int_equal(pthread_create(&guest.thread, NULL, guest_main, &guest), 0);
-    for (unsigned round = 0; round < 5; round++)
+    /* At least five rounds, and until the guest has had its turn. */
+    for (unsigned round = 0; round < 5 || rig->save->pages_resent == 0; round++)
         if (!vmf_rig_round(rig, &error))
             fail_msg("%s", error->message);
     guest.stop = true;
@@ -630,7 +631,6 @@ static void move(unsigned n_lanes, unsigned seed)
         fail_msg("%s", error->message);
     check_arrival(rig);
     check_acks(rig);
-    assert_true(rig->save->pages_resent > 0);
     assert_int_equal(rig->log.n_starts, 1);
 }
 

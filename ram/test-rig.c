@@ -99,8 +99,9 @@ void vmf_rig_write_unseen(VmfRig *rig, unsigned block, uint64_t page, uint32_t v
 
 void vmf_rig_write(VmfRig *rig, unsigned block, uint64_t page, uint32_t value)
 {
-    vmf_rig_write_unseen(rig, block, page, value);
+    /* What is visible when a harvest begins is in it: no write stands between its store and its bit then. */
     pthread_mutex_lock(&rig->log.lock);
+    vmf_rig_write_unseen(rig, block, page, value);
     rig->log.words[block][page / 64] |= UINT64_C(1) << (page % 64);
     pthread_mutex_unlock(&rig->log.lock);
 }
@@ -160,15 +161,15 @@ static bool take_ack(VmfRigLane *lane, const VmfRecord *record)
     if (record->type != VMF_RECORD_ACK || !vmf_ack_decode(record, false, &ack, &entries, NULL))
         return false;
     g_array_append_val(lane->acks, ack);
+    g_autofree VmfChunkId *ids = g_new0(VmfChunkId, entries->len + 1);
+    g_autofree uint64_t *sums = g_new0(uint64_t, entries->len + 1);
     for (guint i = 0; i < entries->len; i++) {
         const VmfAckEntry *entry = &g_array_index(entries, VmfAckEntry, i);
-        VmfChunkId id = {entry->block, entry->chunk};
-        /* All entries of one acknowledgement are of one sequence, so they may be landed one after the other. */
-        if (!vmf_flight_land(lane->rig->save->flight, lane->index, ack.sequence, 1, &id, &entry->sum,
-                             vmf_ram_save_compare, lane->rig->save))
-            return false;
+        ids[i] = (VmfChunkId){entry->block, entry->chunk};
+        sums[i] = entry->sum;
     }
-    return true;
+    return vmf_flight_land(lane->rig->save->flight, lane->index, ack.sequence, entries->len, ids, sums,
+                           vmf_ram_save_compare, lane->rig->save);
 }
 
 /* Ends with the channel; whoever waits for an acknowledgement then is told. */
