@@ -432,9 +432,9 @@ static const Spoiler spoilers[] = {
     {"a page beyond the block", VMF_ERROR_RAM_RANGE, beyond_the_block},
     {"the last bit", VMF_ERROR_RAM_RANGE, beyond_the_block_far},
     {"more bits than pages", VMF_ERROR_RECORD_BODY, fewer_pages_than_bits},
-    {"a page both ways", VMF_ERROR_RECORD_BODY, data_and_zero},
+    {"a page both ways", VMF_ERROR_RAM_RANGE, data_and_zero},
     {"a flag without a meaning", VMF_ERROR_RECORD_BODY, unknown_flag},
-    {"nothing at all", VMF_ERROR_RECORD_BODY, neither_data_nor_zero},
+    {"nothing at all", VMF_ERROR_RAM_RANGE, neither_data_nor_zero},
 };
 
 static void a_record_that_does_not_fit_is_refused(void **state)
