@@ -24,6 +24,7 @@ MAY_INCLUDE = {
     'machine': {PUBLIC, 'machine'},
     'tools': {PUBLIC, 'machine', 'tools'},
     'examples': {PUBLIC},
+    'bench': {PUBLIC, 'bench'},
     'tests': {PUBLIC, 'stream', 'ram', 'block', 'migration', 'interop', 'machine', 'tools', 'tests'},
 }
 

@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = ('include', 'stream', 'ram', 'block', 'migration', 'interop', 'machine', 'tools', 'examples', 'tests', 'scripts', 'docs')
+FOLDERS = ('include', 'stream', 'ram', 'block', 'migration', 'interop', 'machine', 'tools', 'examples', 'bench', 'tests', 'scripts', 'docs')
 LIBRARY = ('stream', 'ram', 'block', 'migration', 'interop')
 
 
