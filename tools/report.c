@@ -15,15 +15,17 @@ void vmf_report_json(FILE *file, json_t *object)
     json_decref(object);
 }
 
-static void report(FILE *text_file, bool json, json_t *object, const char *format, va_list arguments)
+static void G_GNUC_PRINTF(4, 0) report(FILE *text_file, bool json, json_t *object, const char *format, va_list arguments)
 {
+    g_autofree char *text = NULL;
+
     if (json) {
         vmf_report_json(stdout, object);
         return;
     }
     json_decref(object);
-    vfprintf(text_file, format, arguments);
-    fputc('\n', text_file);
+    text = g_strdup_vprintf(format, arguments);
+    fprintf(text_file, "%s\n", text);
     fflush(text_file);
 }
 
