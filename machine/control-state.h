@@ -36,7 +36,8 @@ struct VmfControl {
 const char *vmf_control_run_state(VmfControl *control);
 /* A session runs: one that moves the guest out, or one that waits for it. */
 bool vmf_control_is_migrating(const VmfControl *control);
-/* The guest is to arrive and has not yet. It has as soon as it runs; its session may still have something to say to the peer. */
+/* The guest is to arrive and has not yet. It has as soon as it runs; its session may still have something to say to the
+ * peer. */
 bool vmf_control_awaits_guest(VmfControl *control);
 /* The guest stands here and may be running at the peer: neither side may start it before somebody knows. */
 bool vmf_control_is_held(VmfControl *control);

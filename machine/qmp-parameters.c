@@ -109,6 +109,8 @@ bool vmf_qmp_apply_parameters(VmfParameters *parameters, const json_t *values, G
         if (!apply(&copy, parameter, value, error))
             return false;
     }
+    if (!vmf_parameters_check(&copy, error))
+        return false;
     *parameters = copy;
     return true;
 }

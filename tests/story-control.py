@@ -138,7 +138,7 @@ def parameters_and_capabilities(stage):
     assert (parameters['max-bandwidth'], parameters['downtime-limit'], parameters['multifd-channels']) == (1000000, 33, 4)
     assert parameters['x-vmferry-downtime-limit-ns'] == 33000000
     for bad in ({'no-such': 1}, {'multifd-channels': 0}, {'multifd-channels': 65}, {'downtime-limit': '1'}, {'max-bandwidth': -1},
-                {'x-vmferry-audit': 'never'}, {'x-vmferry-audit': 1}, {'x-vmferry-stream-version': 4},
+                {'x-vmferry-audit': 'never'}, {'downtime-limit': 0}, {'x-vmferry-audit': 1}, {'x-vmferry-stream-version': 4},
                 {'max-bandwidth': 5, 'multifd-channels': 99}):
         answer = client.command('migrate-set-parameters', **bad)
         assert answer['error']['x-vmferry-id'] == 'usage', (bad, answer)

@@ -20,7 +20,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfClient, vmf_client_free)
  */
 json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *arguments, GError **error);
 
-/* Forgets the events that came so far: those before the answer to the last command, which are about what was before it. */
+/* Forgets the events that came so far: those before the answer to the last command, which are about what was before it.
+ */
 void vmf_client_forget_events(VmfClient *client);
 
 /*

@@ -15,7 +15,8 @@ void vmf_report_json(FILE *file, json_t *object)
     json_decref(object);
 }
 
-static void G_GNUC_PRINTF(4, 0) report(FILE *text_file, bool json, json_t *object, const char *format, va_list arguments)
+static void G_GNUC_PRINTF(4, 0)
+    report(FILE *text_file, bool json, json_t *object, const char *format, va_list arguments)
 {
     g_autofree char *text = NULL;
 

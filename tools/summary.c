@@ -115,6 +115,8 @@ static char *written_text(const VmfSummary *summary)
 
 static char *stayed_text(const VmfSummary *summary, const char *why)
 {
+    if (summary->machine_gone)
+        return g_strdup_printf("%s ended at %s, and its guest with it: %s", summary->name, summary->host_name, why);
     return g_strdup_printf("%s %s at %s: %s", summary->name,
                            summary->runs_here ? "still runs" : "is still here, paused,", summary->host_name, why);
 }

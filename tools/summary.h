@@ -13,6 +13,7 @@ typedef struct {
     const json_t *machine; /* x-vmferry-query-machine, as it was when the guest was last here */
     bool was_running;      /* before the migration */
     bool runs_here;        /* now */
+    bool machine_gone;     /* its process has ended meanwhile */
 } VmfSummary;
 
 int vmf_summary_exit_code(const VmfSummary *summary);

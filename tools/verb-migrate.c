@@ -334,6 +334,7 @@ static int conclude(Migrate *migrate)
         migrate->machine = machine;
     }
     summary.machine = migrate->machine;
+    summary.machine_gone = !machine;
     summary.host_name = json_string_value(json_object_get(migrate->machine, "host_name"));
     summary.was_running = json_is_true(json_object_get(migrate->detail, "was_running"));
     run_last_command(migrate);
