@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Theory of operation. A bounded ring of ranges under one lock, which is held for a few instructions only, and one
- * thread that populates the oldest range a chunk at a time, so that an end is noticed soon. The kernel is not asked
- * about chunks that are in place already: mincore() tells that in a few microseconds, MADV_POPULATE_WRITE takes ten
- * times as long to find out.
+ * thread that takes the oldest range a piece at a time, so that an end is noticed soon. The kernel is not asked about
+ * pieces that are in place already: mincore() tells that in a microsecond, MADV_POPULATE_WRITE takes ten times as long
+ * to find out.
  *
- * The thread runs at nice 10: beside a vCPU or a receiving thread it takes what is left over.
+ * The thread runs at nice 10: beside a vCPU or a receiving thread it takes what is left over. A receiver that has caught
+ * up with it takes what it is about to fill out of the queue and populates that itself: a fault for each page inside a
+ * read costs more, and two threads in one piece work against each other.
  */
 #include "ram/populate.h"
 
@@ -24,6 +26,7 @@
 
 #define QUEUE_LENGTH 4096 /* ranges */
 #define POPULATE_NICE 10
+#define PIECE_PAGES 128u /* as many as a record carries */
 
 typedef struct {
     VmfRamBlock *block;
@@ -38,14 +41,13 @@ struct VmfPopulate {
     Range queue[QUEUE_LENGTH]; /* a ring: head is the oldest */
     unsigned head;
     unsigned n_queued;
-    bool stop;              /* ended, by vmf_populate_free() or by an error */
-    _Atomic bool stop_seen; /* the same, for a look without the lock */
+    bool stop; /* ended, by vmf_populate_free() or by an error */
     _Atomic uint64_t n_pages;
 };
 
 static bool is_resident(uint8_t *at, size_t n_pages)
 {
-    unsigned char resident[VMF_CHUNK_PAGES];
+    unsigned char resident[PIECE_PAGES];
 
     if (mincore(at, n_pages * VMF_PAGE_SIZE, resident) < 0)
         return false;
@@ -56,51 +58,55 @@ static bool is_resident(uint8_t *at, size_t n_pages)
     return true;
 }
 
-static bool populate_piece(VmfPopulate *populate, uint8_t *at, size_t n_pages)
+static bool populate_piece(VmfPopulate *populate, const Range *piece)
 {
-    if (is_resident(at, n_pages))
-        return true;
-    if (madvise(at, n_pages * VMF_PAGE_SIZE, MADV_POPULATE_WRITE) < 0)
+    uint8_t *at = vmf_ram_block_page(piece->block, piece->first_page);
+
+    if (madvise(at, piece->n_pages * VMF_PAGE_SIZE, MADV_POPULATE_WRITE) < 0)
         return false;
-    atomic_fetch_add_explicit(&populate->n_pages, n_pages, memory_order_relaxed);
+    atomic_fetch_add_explicit(&populate->n_pages, piece->n_pages, memory_order_relaxed);
     return true;
 }
 
-/* In pieces that end where chunks do. */
-static bool populate_range(VmfPopulate *populate, const Range *range)
+static void drop_oldest(VmfPopulate *populate)
 {
-    uint64_t page = range->first_page, end = page + range->n_pages;
+    populate->head = (populate->head + 1) % QUEUE_LENGTH;
+    populate->n_queued--;
+}
 
-    while (page < end && !atomic_load_explicit(&populate->stop_seen, memory_order_relaxed)) {
-        uint64_t n_pages = MIN(end - page, VMF_CHUNK_PAGES - page % VMF_CHUNK_PAGES);
-        if (!populate_piece(populate, vmf_ram_block_page(range->block, page), n_pages))
-            return false;
-        page += n_pages;
+/* A piece of the oldest range; ranges that receivers have emptied are dropped on the way. */
+static bool take_oldest(VmfPopulate *populate, Range *piece)
+{
+    while (populate->n_queued > 0) {
+        Range *oldest = &populate->queue[populate->head];
+        *piece = *oldest;
+        piece->n_pages = MIN(oldest->n_pages, PIECE_PAGES - oldest->first_page % PIECE_PAGES);
+        oldest->first_page += piece->n_pages;
+        oldest->n_pages -= piece->n_pages;
+        if (oldest->n_pages == 0)
+            drop_oldest(populate);
+        if (piece->n_pages > 0)
+            return true;
     }
-    return true;
+    return false;
 }
 
-/* Waits for a range; false when it is time to end. */
-static bool next_range(VmfPopulate *populate, Range *range)
+/* Waits for a piece; false when it is time to end. */
+static bool next_piece(VmfPopulate *populate, Range *piece)
 {
+    bool taken = false;
+
     pthread_mutex_lock(&populate->lock);
-    while (!populate->stop && populate->n_queued == 0)
+    while (!populate->stop && !(taken = take_oldest(populate, piece)))
         pthread_cond_wait(&populate->changed, &populate->lock);
-    bool go_on = !populate->stop;
-    if (go_on) {
-        *range = populate->queue[populate->head];
-        populate->head = (populate->head + 1) % QUEUE_LENGTH;
-        populate->n_queued--;
-    }
     pthread_mutex_unlock(&populate->lock);
-    return go_on;
+    return taken;
 }
 
 static void set_stop(VmfPopulate *populate)
 {
     pthread_mutex_lock(&populate->lock);
     populate->stop = true;
-    atomic_store_explicit(&populate->stop_seen, true, memory_order_relaxed);
     pthread_cond_signal(&populate->changed);
     pthread_mutex_unlock(&populate->lock);
 }
@@ -108,12 +114,12 @@ static void set_stop(VmfPopulate *populate)
 static void *populate_thread(void *opaque)
 {
     VmfPopulate *populate = opaque;
-    Range range;
+    Range piece;
 
     /* The kernel's nice value is per thread. */
     (void)setpriority(PRIO_PROCESS, syscall(SYS_gettid), POPULATE_NICE);
-    while (next_range(populate, &range)) {
-        if (!populate_range(populate, &range))
+    while (next_piece(populate, &piece)) {
+        if (!is_resident(vmf_ram_block_page(piece.block, piece.first_page), piece.n_pages) && !populate_piece(populate, &piece))
             set_stop(populate);
     }
     return NULL;
@@ -150,6 +156,42 @@ bool vmf_populate_push(VmfPopulate *populate, VmfRamBlock *block, uint64_t first
     }
     pthread_mutex_unlock(&populate->lock);
     return queued;
+}
+
+/*
+ * Takes pages out of the oldest queued range that has any of @wanted and says which. Both sides go upwards, so it is the start of a
+ * range that goes; should it be its middle, what lies above is left to the faults.
+ */
+static bool take_wanted(VmfPopulate *populate, const Range *wanted, Range *taken)
+{
+    uint64_t wanted_end = wanted->first_page + wanted->n_pages;
+
+    for (unsigned i = 0; i < populate->n_queued; i++) {
+        Range *queued = &populate->queue[(populate->head + i) % QUEUE_LENGTH];
+        uint64_t end = queued->first_page + queued->n_pages;
+        uint64_t from = MAX(queued->first_page, wanted->first_page), to = MIN(end, wanted_end);
+        if (queued->block != wanted->block || from >= to)
+            continue;
+        *taken = (Range){wanted->block, from, to - from};
+        if (from > queued->first_page)
+            queued->n_pages = from - queued->first_page;
+        else
+            *queued = (Range){wanted->block, to, end - to};
+        return true;
+    }
+    return false;
+}
+
+uint64_t vmf_populate_now(VmfPopulate *populate, VmfRamBlock *block, uint64_t first_page, uint64_t n_pages)
+{
+    Range wanted = {block, first_page, n_pages}, taken;
+
+    if (!populate)
+        return 0;
+    pthread_mutex_lock(&populate->lock);
+    bool mine = !populate->stop && take_wanted(populate, &wanted, &taken);
+    pthread_mutex_unlock(&populate->lock);
+    return mine && populate_piece(populate, &taken) ? taken.n_pages : 0;
 }
 
 uint64_t vmf_populate_n_pages(const VmfPopulate *populate)

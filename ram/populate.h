@@ -19,9 +19,14 @@ VmfPopulate *vmf_populate_new(void);
  * whether it was queued. Any thread. @block must outlive the populator.
  */
 bool vmf_populate_push(VmfPopulate *populate, VmfRamBlock *block, uint64_t first_page, uint64_t n_pages);
+/*
+ * The caller is about to write pages [first_page, first_page + n_pages): what of them is queued and was not begun is populated before
+ * this returns. Any thread. Returns how many pages that were.
+ */
+uint64_t vmf_populate_now(VmfPopulate *populate, VmfRamBlock *block, uint64_t first_page, uint64_t n_pages);
 /* Pages populated so far. */
 uint64_t vmf_populate_n_pages(const VmfPopulate *populate);
-/* Drops what is queued, ends the thread and waits for it (at most one chunk's time). */
+/* Drops what is queued, ends the thread and waits for it (at most one piece's time). */
 void vmf_populate_free(VmfPopulate *populate);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfPopulate, vmf_populate_free)
 

@@ -8,6 +8,8 @@
 #include "ram/audit.h"
 #include "ram/block.h"
 
+#define POPULATE_LEAST 8 /* pages: a shorter run is left to the faults */
+
 VmfRamLoad *vmf_ram_load_new(VmfRamBlock *const *blocks, unsigned n_blocks, bool populate, GError **error)
 {
     g_autoptr(VmfRamLoad) load = g_new0(VmfRamLoad, 1);
@@ -65,12 +67,28 @@ static VmfRamLoadBlock *find(VmfRamLoad *load, uint32_t block, const char *what,
     return NULL;
 }
 
+/* Memory that the populating thread has not come to: it lags behind on a full host, being at nice 10. */
+static void populate_now(VmfRamLoad *load, VmfRamBlock *block, const VmfWirePages *meta)
+{
+    unsigned first, n_pages, from = 0;
+    VmfPageSet data;
+
+    if (!load->populate || !(meta->flags & VMF_PAGES_FIRST_PASS) || !vmf_stream_source_in_range(block, meta->chunk, meta->data))
+        return;
+    memcpy(data.words, meta->data, sizeof(data.words));
+    for (; vmf_page_set_next_run(&data, from, &first, &n_pages); from = first + n_pages)
+        if (n_pages >= POPULATE_LEAST)
+            vmf_populate_now(load->populate, block, meta->chunk * VMF_CHUNK_PAGES + first, n_pages);
+}
+
 bool vmf_ram_load_pages(VmfRamLoad *load, const VmfPageSink *sink, VmfRecordReader *reader, const VmfWirePages *meta, uint32_t length,
                         GError **error)
 {
     VmfRamLoadBlock *own = find(load, meta->block, "PAGES", error);
     unsigned n_zero = 0;
 
+    if (own)
+        populate_now(load, own->block, meta);
     if (!own || !vmf_stream_source_take(reader, meta, length, own->block, sink, error))
         return false;
     for (unsigned w = 0; w < VMF_WIRE_CHUNK_WORDS; w++)

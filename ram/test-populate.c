@@ -66,6 +66,25 @@ static void what_is_in_place_is_skipped(void **state)
     assert_int_equal(vmf_populate_n_pages(populate), 512);
 }
 
+/* The thread has a gigabyte to do first. */
+static void what_is_wanted_now_is_not_waited_for(void **state)
+{
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 1 << 30, VMF_RAM_ANON, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
+    g_autoptr(VmfPopulate) populate = vmf_populate_new();
+    uint64_t last = 262144 - 512;
+
+    assert_true(vmf_populate_push(populate, block, 0, last));
+    assert_true(vmf_populate_push(populate, block, last, 512));
+    assert_int_equal(vmf_populate_now(populate, block, last + 128, 128), 128); /* what is above it is forgotten */
+    assert_int_equal(count_resident(block, last, 512), 128);
+    assert_int_equal(count_resident(block, last + 128, 128), 128);
+    assert_int_equal(vmf_populate_now(populate, block, last + 64, 192), 64);
+    assert_int_equal(vmf_populate_now(populate, block, last + 64, 192), 0);
+    assert_int_equal(vmf_populate_now(populate, block, last, 512), 64);
+    assert_int_equal(count_resident(block, last, 512), 256);
+    assert_int_equal(vmf_populate_now(populate, block, last, 512), 0);
+}
+
 static void pushing_never_waits(void **state)
 {
     g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 1 << 30, VMF_RAM_ANON, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
@@ -96,6 +115,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranges_are_populated_and_no_others),
         cmocka_unit_test(what_is_in_place_is_skipped),
+        cmocka_unit_test(what_is_wanted_now_is_not_waited_for),
         cmocka_unit_test(pushing_never_waits),
         cmocka_unit_test(nothing_to_do_is_refused),
     };
