@@ -7,7 +7,7 @@
 #include "stream/clock.h"
 
 #define TICK_NS (100 * VMF_NS_PER_MS)
-#define BUSY_TICK_NS (10 * VMF_NS_PER_MS) /* while a migration is under way: its end waits for the tick */
+#define BUSY_TICK_NS (10 * VMF_NS_PER_MS) /* while somebody is being served: the end of a session waits for the tick */
 #define HANDSHAKE_NS (10 * VMF_NS_PER_S)
 #define CALLERS_MAX 64 /* connections that have not said who they are; the oldest has to go for a newer one */
 
@@ -77,6 +77,8 @@ static bool is_skippable(const VmfRecord *record)
 static bool take_static(VmfIncoming *incoming, const VmfRecord *record, bool *ended, bool *inferred, GError **error)
 {
     *ended = *inferred = false;
+    if (!vmf_record_name(record->type))
+        return static_error(error, VMF_ERROR_RECORD_UNKNOWN, record->type, "mandatory and unknown");
     if (record->type == VMF_RECORD_STATIC_DATA_END) {
         *ended = true;
         return vmf_empty_check(record, error);
@@ -84,8 +86,7 @@ static bool take_static(VmfIncoming *incoming, const VmfRecord *record, bool *en
     if (vmf_static_data_is_static(record->type)) {
         if (incoming->format.version < 3 && record->type == VMF_RECORD_FEATURES)
             return static_error(error, VMF_ERROR_RECORD_ORDER, record->type, "version 2 has no such record");
-        return vmf_record_name(record->type) ? vmf_static_data_take(incoming->static_data, record, incoming->format.swap, error)
-                                             : static_error(error, VMF_ERROR_RECORD_UNKNOWN, record->type, "mandatory and unknown");
+        return vmf_static_data_take(incoming->static_data, record, incoming->format.swap, error);
     }
     if (incoming->format.version >= 3)
         return static_error(error, VMF_ERROR_STATIC_MISSING_END, record->type, "comes before STATIC_DATA_END");
@@ -362,7 +363,7 @@ static void *caller_main(void *opaque)
         give_up(reception, g_steal_pointer(&error));
     } else if (!good && !reception->quit) {
         bool stranger = g_error_matches(error, VMF_ERROR, VMF_ERROR_MAGIC) || g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT);
-        vmf_session_event(session, stranger ? "stranger" : "refused", "%s: %s", name, error->message);
+        vmf_session_event(session, stranger ? "stranger" : "refused", "%s: %s: %s", name, vmf_error_id(error), error->message);
     }
     g_clear_error(&error);
     pthread_mutex_lock(&session->lock);
@@ -434,8 +435,9 @@ static void *reception_main(void *opaque)
 
     while (!reception->quit) {
         GError *error = NULL;
-        bool room = reap(reception, false) < CALLERS_MAX;
-        int64_t tick_ns = is_taken(reception) ? BUSY_TICK_NS : TICK_NS;
+        unsigned callers = reap(reception, false);
+        bool room = callers < CALLERS_MAX;
+        int64_t tick_ns = callers > 0 || is_taken(reception) ? BUSY_TICK_NS : TICK_NS;
         VmfChannel *channel = listening && room ? vmf_listener_accept(session->listener, tick_ns, &error) : NULL;
         if (channel) {
             admit(reception, channel);
