@@ -153,8 +153,9 @@ static bool join_all(Target *target, GError **error)
         g_propagate_error(error, failure);
     else if (!all && vmf_session_check_cancelled(session, error))
         g_set_error(error, VMF_ERROR, VMF_ERROR_TIMEOUT, "page channels: not all of them ended in time");
-    if (all && target->inline_pages && !target->inline_receiver.ended) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_ORDER, "record SWITCHOVER: comes before END_MARK");
+    if (all && target->ram && (!target->announced || (target->inline_pages && !target->inline_receiver.ended))) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_ORDER, "record SWITCHOVER: comes before %s",
+                    target->announced ? "END_MARK" : "PAGE_CHANNELS");
         all = false;
     }
     return all && !failure;
@@ -201,8 +202,13 @@ static bool take_page_channels(Target *target, const VmfRecord *record, GError *
 
     if (!vmf_page_channels_decode(record, target->incoming->format.swap, &message, error))
         return false;
-    if (target->announced || !target->ram || message.epoch != FIRST_EPOCH || (message.count > 0 && !target->incoming->writer)) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_ORDER, "record PAGE_CHANNELS: twice, or not for this stream");
+    if (target->announced || !target->ram) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_ORDER, "record PAGE_CHANNELS: %s", target->ram ? "twice" : "the guest has no RAM");
+        return false;
+    }
+    if (message.epoch != FIRST_EPOCH || (message.count > 0 && !target->incoming->writer)) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record PAGE_CHANNELS: epoch %u, %u channels: not for this stream",
+                    message.epoch, message.count);
         return false;
     }
     target->inline_pages = message.count == 0;
@@ -625,11 +631,12 @@ static void tell_failure(Target *target, const GError *why)
     if (target->session->killed || !target->incoming->writer || target->state != VMF_TARGET_LOADING || target->page_error ||
         vmf_session_is_cancelled(target->session))
         return;
-    if (!vmf_complaint_send(target->incoming->writer, VMF_RECORD_FAILED, NULL, why, NULL))
-        return;
+    /* The deadline is for the sending too: a source that does not read must not keep us. */
     pthread_mutex_lock(&target->session->lock);
     target->deadline_ns = vmf_now_ns() + FAREWELL_NS;
     pthread_mutex_unlock(&target->session->lock);
+    if (!vmf_complaint_send(target->incoming->writer, VMF_RECORD_FAILED, NULL, why, NULL))
+        return;
     /* A close with unread input would take the message back. */
     uint8_t scratch[4096];
     bool ended = false;
@@ -681,6 +688,8 @@ static void clean_up(Target *target, bool done)
     show_statistics(target, false);
     vmf_session_shutdown_channels(target->session);
     g_clear_pointer(&target->reception, vmf_reception_free);
+    /* Once more: a page channel may have joined in between, and nobody else would ever wake its thread. */
+    vmf_session_shutdown_channels(target->session);
     g_ptr_array_unref(target->pages);
     for (guint i = 0; i < target->owners->len; i++) {
         VmfOwner *owner = vmf_owner(target->owners, i);
