@@ -19,6 +19,7 @@ struct VmfMigration {
     bool ended;
     VmfStatistics statistics; /* once ended */
     char **incompatibilities;
+    char *peer_host_name;
 };
 
 static void deliver_status(void *opaque, void *argument)
@@ -63,6 +64,7 @@ static void conclude(VmfMigration *migration)
     migration->statistics.size = sizeof(VmfStatistics);
     vmf_session_get_statistics(migration->session, &migration->statistics);
     migration->incompatibilities = vmf_session_incompatibilities(migration->session);
+    migration->peer_host_name = vmf_session_peer_host_name(migration->session);
     g_clear_pointer(&migration->session, vmf_session_free);
     g_clear_pointer(&migration->connector, vmf_connector_free);
     migration->ended = true;
@@ -127,6 +129,7 @@ void vmf_migration_free(VmfMigration *migration)
     }
     g_clear_error(&migration->error);
     g_strfreev(migration->incompatibilities);
+    g_free(migration->peer_host_name);
     g_free(migration->uri);
     g_free(migration);
 }
@@ -179,6 +182,11 @@ VmfSession *vmf_migration_session(VmfMigration *migration)
 const GError *vmf_migration_error(const VmfMigration *migration)
 {
     return migration->ended ? migration->error : NULL;
+}
+
+const char *vmf_migration_peer_host_name(const VmfMigration *migration)
+{
+    return migration->peer_host_name;
 }
 
 char *const *vmf_migration_incompatibilities(const VmfMigration *migration)

@@ -51,6 +51,8 @@ VmfSession *vmf_migration_session(VmfMigration *migration);
 const GError *vmf_migration_error(const VmfMigration *migration);
 /* NULL-terminated, empty before the end. */
 char *const *vmf_migration_incompatibilities(const VmfMigration *migration);
+/* What the other side calls its host; NULL before the end, or where it did not say. */
+const char *vmf_migration_peer_host_name(const VmfMigration *migration);
 void vmf_migration_get_statistics(VmfMigration *migration, VmfStatistics *statistics);
 
 /* The guest runs at the peer (or waits there, paused), and nothing of it may run here. */

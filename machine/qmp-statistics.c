@@ -100,6 +100,8 @@ json_t *vmf_qmp_migration_detail(VmfMigration *migration)
     json_object_set_new(detail, "channels", json_integer(statistics.n_channels));
     json_object_set_new(detail, "channel_bytes", channel_bytes(&statistics));
     json_object_set_new(detail, "incompatibilities", string_list(vmf_migration_incompatibilities(migration)));
+    const char *peer = vmf_migration_peer_host_name(migration);
+    json_object_set_new(detail, "peer_host_name", peer ? json_string(peer) : json_null());
     json_object_set_new(detail, "error", error ? error_object(error) : json_null());
     return detail;
 }

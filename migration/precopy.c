@@ -33,13 +33,19 @@ bool vmf_source_pending(VmfSource *source, bool exact, VmfPending *pending, GErr
     return true;
 }
 
-static void count_round(VmfSource *source)
+static void begin_round(VmfSource *source)
+{
+    pthread_mutex_lock(&source->session->lock);
+    source->session->statistics.round++;
+    pthread_mutex_unlock(&source->session->lock);
+}
+
+static void end_round(VmfSource *source)
 {
     VmfSession *session = source->session;
     const VmfRamSave *save = source->ram.save;
 
     pthread_mutex_lock(&session->lock);
-    session->statistics.round++;
     if (save && session->statistics.round > 1 && save->pages_resent > source->sent_before_round)
         session->statistics.live_rounds_resent++;
     source->sent_before_round = save ? save->pages_resent : 0;
@@ -51,12 +57,13 @@ static bool announce_round(VmfSource *source, GError **error)
     VmfPending pending;
 
     return vmf_source_pending(source, false, &pending, error) &&
-           vmf_round_queue(source->main.writer, source->session->statistics.round + 1, pending.precopy_bytes, error) &&
+           vmf_round_queue(source->main.writer, source->session->statistics.round, pending.precopy_bytes, error) &&
            (source->format.one_way || vmf_u64_send(source->main.writer, VMF_RECORD_PING, (uint64_t)vmf_now_ns(), error));
 }
 
 static bool send_round(VmfSource *source, GError **error)
 {
+    begin_round(source);
     if (!announce_round(source, error))
         return false;
     for (guint i = 0; i < source->owners->len; i++) {
@@ -64,7 +71,7 @@ static bool send_round(VmfSource *source, GError **error)
         if (owner->handlers->save_iterate && !owner->handlers->save_iterate(owner->opaque, &owner->stream, error))
             return false;
     }
-    count_round(source);
+    end_round(source);
     if (!vmf_session_fault(source->session, "source.round.sent", error))
         return false;
     return vmf_session_check_cancelled(source->session, error);
@@ -135,7 +142,7 @@ static bool decide(VmfSource *source, void *policy, bool *stop, GError **error)
     session->parameters.policy->decide(policy, &input, &output);
     vmf_source_throttle(source, output.throttle_percent);
     pthread_mutex_lock(&session->lock);
-    session->statistics.expected_downtime_ns = input.forecast_ns;
+    session->statistics.expected_downtime_ns = input.forecast_ns == UINT64_MAX ? 0 : input.forecast_ns;
     pthread_mutex_unlock(&session->lock);
     if (output.reason[0])
         vmf_session_event(session, "converge", "%s", output.reason);

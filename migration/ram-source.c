@@ -6,7 +6,7 @@
 #include "ram/block.h"
 #include "stream/clock.h"
 
-#define DRAIN_NS (20 * VMF_NS_PER_MS)
+#define LANDING_NS (20 * VMF_NS_PER_MS) /* waited for at most, so that a cancel and new limits are seen */
 
 static void tell_mended(void *opaque, const char *text)
 {
@@ -98,13 +98,16 @@ static bool ram_setup(void *opaque, VmfSaveStream *stream, GError **error)
     return ram->fanout != NULL;
 }
 
-/* With nothing to send, a round is to wait for what is under way: it is all that stands between here and the stop. */
+/*
+ * A round that has less to send than what is still under way would not arrive sooner for being sent now: it first lets that come down.
+ * Otherwise a slow link, or one whose rate is not known yet, would see hundreds of rounds of a few pages each.
+ */
 static bool ram_iterate(void *opaque, VmfSaveStream *stream, GError **error)
 {
     VmfRamSource *ram = opaque;
 
-    if (ram->save->round > 0 && vmf_ram_save_pending_bytes(ram->save) == 0)
-        vmf_flight_drain(ram->save->flight, DRAIN_NS);
+    if (ram->save->round > 0)
+        vmf_flight_wait(ram->save->flight, vmf_ram_save_pending_bytes(ram->save), LANDING_NS);
     return vmf_fanout_round(ram->fanout, error);
 }
 

@@ -99,6 +99,16 @@ static bool take_failed(VmfReturnPath *path, const VmfRecord *record, GError **e
     return false;
 }
 
+static bool take_host(VmfReturnPath *path, const VmfRecord *record, GError **error)
+{
+    char *name;
+
+    if (!vmf_target_host_decode(record, path->format.swap, &name, error))
+        return false;
+    vmf_session_set_peer_host_name(path->session, name);
+    return true;
+}
+
 static bool take_pong(VmfReturnPath *path, const VmfRecord *record, GError **error)
 {
     uint64_t cookie, now = (uint64_t)vmf_now_ns(), best = atomic_load(&path->rtt_ns);
@@ -151,6 +161,8 @@ static bool take(VmfReturnPath *path, const VmfRecord *record, GError **error)
         break;
     case VMF_RECORD_VERDICT:
         return take_refusal(path, record, error);
+    case VMF_RECORD_TARGET_HOST:
+        return take_host(path, record, error);
     case VMF_RECORD_PONG:
         return take_pong(path, record, error);
     case VMF_RECORD_FAILED:

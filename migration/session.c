@@ -60,6 +60,7 @@ void vmf_session_free(VmfSession *session)
     vmf_rate_limit_unref(session->rate);
     g_ptr_array_unref(session->channels);
     g_strfreev(session->incompatibilities);
+    g_free(session->peer_host_name);
     g_clear_error(&session->parameters_error);
     g_free(session->host_name);
     pthread_cond_destroy(&session->changed);
@@ -135,6 +136,22 @@ char **vmf_session_incompatibilities(VmfSession *session)
     char **texts = session->incompatibilities ? g_strdupv(session->incompatibilities) : g_new0(char *, 1);
     pthread_mutex_unlock(&session->lock);
     return texts;
+}
+
+char *vmf_session_peer_host_name(VmfSession *session)
+{
+    pthread_mutex_lock(&session->lock);
+    char *name = g_strdup(session->peer_host_name);
+    pthread_mutex_unlock(&session->lock);
+    return name;
+}
+
+void vmf_session_set_peer_host_name(VmfSession *session, char *name)
+{
+    pthread_mutex_lock(&session->lock);
+    g_free(session->peer_host_name);
+    session->peer_host_name = name;
+    pthread_mutex_unlock(&session->lock);
 }
 
 void vmf_session_set_incompatibilities(VmfSession *session, char **texts)

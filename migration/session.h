@@ -35,6 +35,7 @@ struct VmfSession {
     VmfStatistics statistics; /* what is not gathered on demand */
     bool may_continue;        /* vmf_session_continue was called */
     char **incompatibilities;
+    char *peer_host_name;     /* NULL: not told */
     GPtrArray *channels;      /* VmfChannel, to be shut down by a cancel; not owned */
     void (*gather)(void *gather_opaque, VmfStatistics *statistics); /* brings statistics up to date, under the lock */
     void *gather_opaque;
@@ -59,6 +60,8 @@ void vmf_session_shutdown_channels(VmfSession *session);
 /* False where a fault point is set: all channels are shut down, as if this side had been killed here. */
 bool vmf_session_fault(VmfSession *session, const char *point, GError **error);
 
+/* Takes @name. */
+void vmf_session_set_peer_host_name(VmfSession *session, char *name);
 void vmf_session_set_incompatibilities(VmfSession *session, char **texts);
 
 /* The two sides. They leave status and outcome set. */

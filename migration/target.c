@@ -644,13 +644,22 @@ static void tell_failure(Target *target, const GError *why)
         ;
 }
 
+/* Each host is told what the other is called, for what they say to people. */
+static bool exchange_host_names(Target *target, GError **error)
+{
+    const char *own = target->session->host_name, *theirs = target->incoming->static_data->host;
+
+    vmf_session_set_peer_host_name(target->session, g_strdup(theirs));
+    return !target->incoming->writer || !*own || vmf_target_host_send(target->incoming->writer, own, error);
+}
+
 static bool receive(Target *target, GError **error)
 {
     VmfRecord record;
 
     vmf_session_add_channel(target->session, target->incoming->channel);
     target->begun_ns = vmf_now_ns();
-    if (!set_up_ram(target, error) || !set_up_owners(target, error))
+    if (!exchange_host_names(target, error) || !set_up_ram(target, error) || !set_up_owners(target, error))
         return false;
     show_statistics(target, true);
     vmf_session_set_status(target->session, VMF_STATUS_ACTIVE);

@@ -15,6 +15,7 @@
 #define BOUND_SMALL (1u << 20)
 #define BOUND_USUAL (4u << 20)
 #define SLOW_BYTES_PER_SECOND 125000000u /* 1 Gbit/s */
+#define RATE_BYTES_MIN (1u << 20)        /* a shorter burst has to carry so much to count */
 #define RATE_INTERVAL_NS 50000000        /* acknowledgements are added up over this long before they count as a rate */
 
 typedef struct {
@@ -186,23 +187,27 @@ uint64_t vmf_flight_sequence(VmfFlight *flight, unsigned lane)
     return sequence;
 }
 
-/* Time in which nothing was under way is not counted: the link was idle, not slow. */
+/*
+ * Time in which nothing was under way is not counted: the link was idle, not slow. Nor is a burst that was over before an interval was
+ * and carried little: it lasted a round trip, whatever the link can do, and hundreds of them would talk the rate down to that.
+ */
 static void measure(VmfFlight *flight, uint64_t bytes)
 {
-    uint64_t now = (uint64_t)vmf_now_ns();
+    uint64_t now = (uint64_t)vmf_now_ns(), elapsed = MAX(now - flight->rate_since_ns, 1);
+    uint64_t before = atomic_load_explicit(&flight->rate, memory_order_relaxed);
+    bool over = flight->unacknowledged_bytes == 0;
 
     flight->rate_bytes += bytes;
-    uint64_t elapsed = now - flight->rate_since_ns;
-    if (elapsed >= RATE_INTERVAL_NS || (flight->unacknowledged_bytes == 0 && elapsed > 0)) {
-        uint64_t lately = (uint64_t)((double)flight->rate_bytes * 1e9 / (double)elapsed);
-        uint64_t before = atomic_load_explicit(&flight->rate, memory_order_relaxed);
-        /* Short bursts say little: weigh by how much of an interval they cover. */
-        double weight = MIN(1.0, (double)elapsed / RATE_INTERVAL_NS) / (before ? 2 : 1);
-        uint64_t rate = before ? (uint64_t)((double)before * (1 - weight) + (double)lately * weight) : lately;
-        atomic_store_explicit(&flight->rate, MAX(rate, 1), memory_order_relaxed);
-        flight->rate_bytes = 0;
-        flight->rate_since_ns = flight->unacknowledged_bytes ? now : 0;
+    if (elapsed < RATE_INTERVAL_NS && !over)
+        return;
+    if (elapsed >= RATE_INTERVAL_NS || flight->rate_bytes >= RATE_BYTES_MIN || before == 0) {
+        double weight = MIN(1.0, (double)elapsed / RATE_INTERVAL_NS) / 2;
+        double lately = (double)flight->rate_bytes * 1e9 / (double)elapsed;
+        double rate = before ? (double)before * (1 - weight) + lately * weight : lately;
+        atomic_store_explicit(&flight->rate, MAX((uint64_t)rate, 1), memory_order_relaxed);
     }
+    flight->rate_bytes = 0;
+    flight->rate_since_ns = over ? 0 : now;
 }
 
 bool vmf_flight_land(VmfFlight *flight, unsigned index, uint64_t sequence, unsigned n, const VmfChunkId *ids, const uint64_t *sums,
@@ -231,18 +236,23 @@ bool vmf_flight_land(VmfFlight *flight, unsigned index, uint64_t sequence, unsig
     return good;
 }
 
-bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns)
+bool vmf_flight_wait(VmfFlight *flight, uint64_t bytes, int64_t timeout_ns)
 {
-    uint64_t deadline = (uint64_t)(vmf_now_ns() + timeout_ns);
-    struct timespec until = {(time_t)(deadline / 1000000000u), (long)(deadline % 1000000000u)};
+    int64_t deadline = vmf_now_ns() + timeout_ns;
+    struct timespec until = {(time_t)(deadline / VMF_NS_PER_S), (long)(deadline % VMF_NS_PER_S)};
     int waited = 0;
 
     pthread_mutex_lock(&flight->lock);
-    while (!flight->closed && flight->unacknowledged_bytes > 0 && waited == 0)
+    while (!flight->closed && flight->unacknowledged_bytes > bytes && waited == 0)
         waited = pthread_cond_timedwait(&flight->landed, &flight->lock, &until);
-    bool drained = !flight->closed && flight->unacknowledged_bytes == 0;
+    bool landed = !flight->closed && flight->unacknowledged_bytes <= bytes;
     pthread_mutex_unlock(&flight->lock);
-    return drained;
+    return landed;
+}
+
+bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns)
+{
+    return vmf_flight_wait(flight, 0, timeout_ns);
 }
 
 bool vmf_flight_is_under_way(const VmfFlight *flight, VmfChunkId id)

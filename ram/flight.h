@@ -61,7 +61,9 @@ bool vmf_flight_land(VmfFlight *flight, unsigned lane, uint64_t sequence, unsign
 /* Records launched on @lane so far: the next one's sequence. The lane's own thread. */
 uint64_t vmf_flight_sequence(VmfFlight *flight, unsigned lane);
 
-/* Waits until nothing is under way. False: closed, or @timeout_ns passed. */
+/* Waits until no more than @bytes are under way. False: closed, or @timeout_ns passed. */
+bool vmf_flight_wait(VmfFlight *flight, uint64_t bytes, int64_t timeout_ns);
+/* The same until nothing is. */
 bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns);
 
 /* Whether records of @id have not landed. From within @check or @call. */

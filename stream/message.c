@@ -116,6 +116,32 @@ bool vmf_verdict_decode(const VmfRecord *record, bool swap, VmfVerdict *out, GEr
     return true;
 }
 
+bool vmf_target_host_send(VmfRecordWriter *writer, const char *name, GError **error)
+{
+    VmfPack pack = begin(writer);
+    size_t length = strnlen(name, VMF_HOST_NAME_MAX);
+
+    vmf_pack_u16(&pack, (uint16_t)length);
+    vmf_pack_u16(&pack, 0);
+    vmf_pack_u32(&pack, 0);
+    vmf_pack_bytes(&pack, name, length);
+    return end(writer, VMF_RECORD_TARGET_HOST, &pack, true, error);
+}
+
+bool vmf_target_host_decode(const VmfRecord *record, bool swap, char **name, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+    uint16_t length = vmf_unpack_u16(&unpack);
+
+    vmf_unpack_zero(&unpack, 6);
+    unpack.failed |= length < 1 || length > VMF_HOST_NAME_MAX;
+    g_autofree char *got = vmf_unpack_string(&unpack, length);
+    if (!finished(&unpack, record, error))
+        return false;
+    *name = g_steal_pointer(&got);
+    return true;
+}
+
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
 
 bool vmf_page_channels_queue(VmfRecordWriter *writer, const VmfPageChannels *message, GError **error)

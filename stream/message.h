@@ -15,6 +15,10 @@ void vmf_verdict_clear(VmfVerdict *verdict);
 bool vmf_verdict_send(VmfRecordWriter *writer, const VmfVerdict *verdict, GError **error);
 bool vmf_verdict_decode(const VmfRecord *record, bool swap, VmfVerdict *out, GError **error);
 
+/* TARGET_HOST: a name of 1 to VMF_HOST_NAME_MAX bytes. @name is newly allocated. */
+bool vmf_target_host_send(VmfRecordWriter *writer, const char *name, GError **error);
+bool vmf_target_host_decode(const VmfRecord *record, bool swap, char **name, GError **error);
+
 typedef struct {
     uint8_t session[16];
     uint32_t count;

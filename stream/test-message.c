@@ -118,6 +118,12 @@ static bool try_report(const VmfRecord *record, bool swap, void *opaque, GError 
     return vmf_report_decode(record, swap, &out, error);
 }
 
+static bool try_target_host(const VmfRecord *record, bool swap, void *opaque, GError **error)
+{
+    g_autofree char *name = NULL;
+    return vmf_target_host_decode(record, swap, &name, error);
+}
+
 static bool try_empty(const VmfRecord *record, bool swap, void *opaque, GError **error)
 {
     return vmf_empty_check(record, error);
@@ -429,6 +435,18 @@ static void test_report(void **state)
     }
 }
 
+static void test_target_host(void **state)
+{
+    FOR_BOTH_ORDERS (link) {
+        g_autofree char *name = NULL;
+        assert_true(vmf_target_host_send(link.writer, "host-b.example", NULL));
+        VmfRecord record = read_back(&link, VMF_RECORD_TARGET_HOST);
+        assert_true(vmf_target_host_decode(&record, swap, &name, NULL));
+        assert_string_equal(name, "host-b.example");
+        try_all(try_target_host, &record, swap, NULL);
+    }
+}
+
 static void test_empty(void **state)
 {
     assert_true(try_once(try_empty, VMF_RECORD_END, NULL, 0, false, NULL));
@@ -453,6 +471,7 @@ int main(void)
         cmocka_unit_test(test_token),
         cmocka_unit_test(test_complaints),
         cmocka_unit_test(test_report),
+        cmocka_unit_test(test_target_host),
         cmocka_unit_test(test_empty),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -51,6 +51,7 @@
     X(VMF_RECORD_PING, 0x2D, "PING")                                                                                            \
     X(VMF_RECORD_END, 0x3F, "END")                                                                                              \
     X(VMF_RECORD_VERDICT, 0x40, "VERDICT")                                                                                      \
+    X(VMF_RECORD_TARGET_HOST, 0x80000041u, "TARGET_HOST")                                                                       \
     X(VMF_RECORD_ACK, 0x42, "ACK")                                                                                              \
     X(VMF_RECORD_READY, 0x43, "READY")                                                                                          \
     X(VMF_RECORD_REFUSED, 0x44, "REFUSED")                                                                                      \

@@ -165,7 +165,7 @@ typedef struct {
     uint64_t downtime_state_ns;    /*   reading and sending device state */
     uint64_t downtime_ready_ns;    /*   SWITCHOVER sent until READY */
     uint64_t downtime_run_ns;      /*   RUN sent until RUNNING */
-    uint64_t expected_downtime_ns; /* forecast */
+    uint64_t expected_downtime_ns; /* forecast; 0: none yet */
     uint64_t guest_gap_ns;         /* as the guest lived it; 0 with !guest_gap_known */
     bool guest_gap_known;
 
@@ -234,6 +234,9 @@ void vmf_session_get_statistics(VmfSession *session, VmfStatistics *statistics);
  * Owned by the caller (g_strfreev). Empty list: none.
  */
 char **vmf_session_incompatibilities(VmfSession *session);
+
+/* What the other side calls its host, for messages; NULL: it did not say (yet). Owned by the caller. */
+char *vmf_session_peer_host_name(VmfSession *session);
 
 G_END_DECLS
 #endif

@@ -30,6 +30,7 @@ class ReturnPath:
         self.failed = False
         self.reported = False
         self.pongs = 0
+        self.host = None
         self.channel = None
         self.acks = []            # (sequence, entries, place)
         self.is_main = False
@@ -62,6 +63,15 @@ class ReturnPath:
             require(_INCOMPATIBILITY.fullmatch(text), 'stream.record-body',
                     'a text that does not read "id: what: here X, there Y": %s' % text)
         self._verdict_and_static_data(verdict, features)
+
+    def _read_target_host(self, record, body):
+        require(self.main.static.version < 3 or self.verdict is not None, 'stream.record-order', 'ahead of VERDICT')
+        require(self.host is None, 'stream.record-order', 'a second one')
+        length, reserved, reserved_too = body.take('HHI')
+        require(reserved == 0 and reserved_too == 0, 'stream.record-body', 'a reserved field is not zero')
+        require(1 <= length <= 255, 'stream.record-body', 'a name of %d octets' % length)
+        self.host = body.text(length, 'the name')
+        body.done()
 
     def _verdict_and_static_data(self, verdict, features):
         static = self.main.static
@@ -157,7 +167,7 @@ class ReturnPath:
 
     _readers = {wire.VERDICT: _read_verdict, wire.ACK: _read_ack, wire.READY: _read_ready, wire.REFUSED: _read_refused,
                 wire.RUNNING: _read_running, wire.NEVER: _read_never, wire.REPORT: _read_report, wire.PONG: _read_pong,
-                wire.FAILED: _read_failed}
+                wire.FAILED: _read_failed, wire.TARGET_HOST: _read_target_host}
 
 
 def _read_token_and_error(body):
