@@ -6,6 +6,7 @@
 #include "ram/block.h"
 #include "stream/clock.h"
 
+#define LOG_AUDIT_PERCENT 5 /* of a core, while the guest runs */
 #define LANDING_NS (20 * VMF_NS_PER_MS) /* waited for at most, so that a cancel and new limits are seen */
 
 static void tell_mended(void *opaque, const char *text)
@@ -22,6 +23,7 @@ bool vmf_ram_source_attach(VmfRamSource *ram, VmfRecordWriter *const *writers, u
         .n_lanes = n_lanes,
         .acknowledged = acknowledged,
         .hints = hints,
+        .log_audit_percent = ram->session->parameters.audit == VMF_AUDIT_OFF ? 0 : LOG_AUDIT_PERCENT,
         .log = vmf_guest_dirty_log(guest),
         .log_opaque = vmf_guest_dirty_log_opaque(guest),
         .mended = tell_mended,
@@ -123,7 +125,10 @@ static bool ram_pending_exact(void *opaque, VmfPending *pending, GError **error)
 {
     VmfRamSource *ram = opaque;
 
-    if (!vmf_ram_save_harvest(ram->save, error))
+    VmfGuest *guest = ram->session->guest;
+
+    bool live = vmf_guest_ops(guest)->is_running(vmf_guest_opaque(guest));
+    if (live ? !vmf_ram_save_harvest_audited(ram->save, error) : !vmf_ram_save_harvest(ram->save, error))
         return false;
     ram_pending_estimate(ram, pending);
     return true;

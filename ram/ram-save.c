@@ -30,6 +30,7 @@ VmfRamSave *vmf_ram_save_new(VmfRamBlock *const *blocks, unsigned n_blocks, cons
     save->suspects = g_array_new(false, false, sizeof(VmfChunkId));
     save->mended = g_array_new(false, false, sizeof(VmfChunkId));
     pthread_mutex_init(&save->lock, NULL);
+    vmf_log_audit_init(&save->log_audit, (uint64_t)vmf_now_ns());
     save->blocks = g_new0(VmfRamSaveBlock, n_blocks);
     save->n_blocks = n_blocks;
     for (unsigned b = 0; b < n_blocks; b++) {
@@ -54,6 +55,7 @@ void vmf_ram_save_free(VmfRamSave *save)
     vmf_flight_free(save->flight);
     g_array_unref(save->suspects);
     g_array_unref(save->mended);
+    vmf_log_audit_clear(&save->log_audit);
     pthread_mutex_destroy(&save->lock);
     g_free(save);
 }
@@ -196,6 +198,32 @@ static bool judge_suspects(VmfRamSave *save, GError **error)
 bool vmf_ram_save_harvest(VmfRamSave *save, GError **error)
 {
     return harvest_log(save, error) && judge_suspects(save, error);
+}
+
+static bool log_lost(const VmfRamSave *save, VmfAuditedPage page, GError **error)
+{
+    g_set_error(error, VMF_ERROR, VMF_ERROR_RAM_AUDIT, "dirty log %s: RAM block %s: page %" PRIu64 ": was written and is not in the log",
+                save->config.log->name, vmf_ram_block_name(save->blocks[page.block].block), page.page);
+    return false;
+}
+
+bool vmf_ram_save_harvest_audited(VmfRamSave *save, GError **error)
+{
+    g_autofree VmfAuditBlock *blocks = g_new0(VmfAuditBlock, save->n_blocks + 1);
+    g_autofree VmfDirtyBitmap **pending = g_new0(VmfDirtyBitmap *, save->n_blocks + 1);
+    uint64_t budget_ns = ((uint64_t)vmf_now_ns() - save->harvested_at_ns) * save->config.log_audit_percent / 100;
+    VmfAuditedPage page;
+
+    if (!save->log_started || budget_ns == 0)
+        return vmf_ram_save_harvest(save, error);
+    for (unsigned b = 0; b < save->n_blocks; b++) {
+        blocks[b] = (VmfAuditBlock){save->blocks[b].block, save->blocks[b].digests};
+        pending[b] = save->blocks[b].dirty;
+    }
+    vmf_log_audit_look(&save->log_audit, blocks, pending, save->n_blocks, save->scan, budget_ns);
+    if (!vmf_ram_save_harvest(save, error))
+        return false;
+    return !vmf_log_audit_unexplained(&save->log_audit, pending, &page) || log_lost(save, page, error);
 }
 
 uint64_t vmf_ram_save_pending_bytes(const VmfRamSave *save)

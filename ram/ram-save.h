@@ -14,6 +14,7 @@
 #include "ram/bitmap.h"
 #include "ram/digest-table.h"
 #include "ram/flight.h"
+#include "ram/log-audit.h"
 #include "ram/page-scan.h"
 #include "ram/verify-sink.h"
 
@@ -31,6 +32,7 @@ typedef struct {
     unsigned n_lanes;
     bool acknowledged;
     bool hints;
+    unsigned log_audit_percent; /* of a core's time between two harvests, for the log audit; 0: none */
     const VmfDirtyLogOps *log; /* NULL: the guest stays stopped */
     void *log_opaque;
     /* A chunk differed and will be sent again. Session thread. */
@@ -51,6 +53,7 @@ typedef struct {
     _Atomic uint64_t payload_bytes;
     uint64_t first_pass_bytes; /* payload of round 1 */
 
+    VmfLogAudit log_audit;
     uint64_t harvested_at_ns;
     _Atomic uint64_t dirty_bytes_per_second;
     uint64_t dirtied_pages; /* since the log started */
@@ -75,6 +78,12 @@ void vmf_ram_save_end(VmfRamSave *save);
  * marked to be sent again and named; a second time is VMF_ERROR_RAM_SUM.
  */
 bool vmf_ram_save_harvest(VmfRamSave *save, GError **error);
+
+/*
+ * The same, with the log audit around it: VMF_ERROR_RAM_AUDIT names a page whose write the log lost. While the guest runs; inside the
+ * downtime the full audit is what there is.
+ */
+bool vmf_ram_save_harvest_audited(VmfRamSave *save, GError **error);
 
 /* Bytes still to be sent, without and with what is under way. Any thread. */
 uint64_t vmf_ram_save_pending_bytes(const VmfRamSave *save);
