@@ -4,9 +4,9 @@
  *
  * Theory of operation. A page that was sent and is in no log since still has the bytes that were sent, so its digest is the one in the
  * table. Between two rounds some pages are hashed again, at random, for a few hundredths of the time that the round took. One that
- * differs has been written since it was sent; the harvest that follows has to know it. If it does not, the log lost a write, the target
- * would have got an old page, and no sum could have told, since both sides hold the digest of the old bytes. Pages that were never sent with content are
- * left out: looking at them would touch them.
+ * differs has been written since it was sent; the harvest that follows has to know it. If it does not, the log lost a write: the
+ * target would have got an old page, and no sum could have told, since both sides hold the digest of the old bytes. Pages that were
+ * never sent with content are left out: looking at them would touch them.
  */
 #ifndef RAM_LOG_AUDIT_H
 #define RAM_LOG_AUDIT_H
