@@ -62,7 +62,7 @@ char *vmf_audit_describe(const VmfAuditBlock *blocks, const VmfVerifyResult *res
 {
     GString *text = g_string_new(NULL);
 
-    g_string_printf(text, "%" PRIu64 " pages differ:", result->pages_different);
+    g_string_printf(text, "%" PRIu64 " page%s:", result->pages_different, result->pages_different == 1 ? " differs" : "s differ");
     for (unsigned i = 0; i < result->n_listed; i++)
         g_string_append_printf(text, "%s %s page %" PRIu64, i ? "," : "",
                                vmf_ram_block_name(blocks[result->listed[i].block_index].block), result->listed[i].page);
