@@ -70,10 +70,19 @@ static char *file_of(const Recording *recording, unsigned index, bool returned)
 static VmfChannel *record(VmfChannel *channel, unsigned index, void *opaque)
 {
     Recording *recording = opaque;
-    g_autofree char *written = file_of(recording, index, false), *returned = file_of(recording, index, true);
+    g_autofree char *written = file_of(recording, index, false);
 
     recording->n_channels = MAX(recording->n_channels, index + 1);
-    return vmf_filter_record(channel, recording->one_way ? NULL : written, recording->one_way ? NULL : returned);
+    return vmf_filter_record(channel, recording->one_way ? NULL : written, NULL);
+}
+
+/* What the target says is recorded there: the source stops reading when it knows enough. Channels are accepted in any
+ * order. */
+static VmfChannel *record_return(VmfChannel *channel, unsigned index, void *opaque)
+{
+    g_autofree char *returned = file_of(opaque, index, true);
+
+    return vmf_filter_record(channel, returned, NULL);
 }
 
 static void recording_init(Recording *recording, bool one_way)
@@ -119,6 +128,8 @@ static void make_link(const Case *of, Recording *recording, VmfConnector **conne
     }
     assert_non_null(*connector);
     vmf_connector_set_wrap(*connector, record, recording);
+    if (*listener)
+        vmf_listener_set_wrap(*listener, record_return, recording);
 }
 
 static void *target_main(void *opaque)
