@@ -628,14 +628,16 @@ static void show_statistics(Target *target, bool show)
 /* Says why to a source that can still hear it. */
 static void tell_failure(Target *target, const GError *why)
 {
-    if (target->session->killed || !target->incoming->writer || target->state != VMF_TARGET_LOADING || target->page_error ||
+    if (target->session->killed || !target->incoming->writer || target->state != VMF_TARGET_LOADING ||
         vmf_session_is_cancelled(target->session))
         return;
-    /* The deadline is for the sending too: a source that does not read must not keep us. */
     pthread_mutex_lock(&target->session->lock);
-    target->deadline_ns = vmf_now_ns() + FAREWELL_NS;
+    bool told = target->page_error;
+    /* The deadline is for the sending too: a source that does not read must not keep us. */
+    if (!told)
+        target->deadline_ns = vmf_now_ns() + FAREWELL_NS;
     pthread_mutex_unlock(&target->session->lock);
-    if (!vmf_complaint_send(target->incoming->writer, VMF_RECORD_FAILED, NULL, why, NULL))
+    if (told || !vmf_complaint_send(target->incoming->writer, VMF_RECORD_FAILED, NULL, why, NULL))
         return;
     /* A close with unread input would take the message back. */
     uint8_t scratch[4096];

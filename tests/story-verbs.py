@@ -162,8 +162,14 @@ def a_daemon_goes_on(stage):
     assert refused.code == 1 and 'runs already' in refused.stderr, refused
     assert host.vmferry('run', 'vm2', '--daemon', '--memory', '1T').code == 2
     assert host.vmferry('quit', 'vm').code == 0
-    story.wait_until(lambda: not os.path.exists(f'/proc/{status["pid"]}') or
-                     open(f'/proc/{status["pid"]}/stat', encoding='ascii').read().split()[2] == 'Z', 'end of the daemon')
+
+    def has_ended():
+        try:
+            with open(f'/proc/{status["pid"]}/stat', encoding='ascii') as stat:
+                return stat.read().split()[2] == 'Z'
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+    story.wait_until(has_ended, 'end of the daemon')
 
 
 def directories_of_others_are_refused(stage):

@@ -336,12 +336,19 @@ static void damage(const char *name, const char *scratch, size_t step)
     golden_free(golden);
 }
 
+/* The thread sanitizer has nothing to find in one thread that reads a file, and takes its time. */
+#ifdef __SANITIZE_THREAD__
+#define SPARSE 16
+#else
+#define SPARSE 1
+#endif
+
 static void test_damage(void **state)
 {
     g_autofree char *directory = g_dir_make_tmp("vmf-golden-XXXXXX", NULL), *scratch = g_build_filename(directory, "stream", NULL);
 
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++)
-        damage(names[i], scratch, i == 1 || i == 2 ? 3 : 19); /* one of each version and order thoroughly */
+        damage(names[i], scratch, SPARSE * (i == 1 || i == 2 ? 3 : 19)); /* one of each version and order thoroughly */
     unlink(scratch);
     rmdir(directory);
 }
