@@ -216,7 +216,8 @@ static bool read_bytes(VmfRecordReader *reader, void *data, size_t length, GErro
 {
     if (length == 0)
         return true;
-    if (!vmf_channel_read_all(reader->channel, data, length, error))
+    if (reader->deadline_ns ? !vmf_channel_read_all_deadline(reader->channel, data, length, reader->deadline_ns, error)
+                            : !vmf_channel_read_all(reader->channel, data, length, error))
         return false;
     if (reader->sum)
         XXH3_64bits_update(reader->sum, data, length);

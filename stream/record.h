@@ -77,6 +77,7 @@ typedef struct {
     uint32_t payload_left; /* of the record that was read last: not covered by the CRC, not read yet */
     XXH3_state_t *sum;
     uint64_t sum_before;   /* the sum as it was ahead of the last record */
+    int64_t deadline_ns;   /* CLOCK_MONOTONIC, of every read: then VMF_ERROR_TIMEOUT. 0: none. For handshakes */
 } VmfRecordReader;
 
 VmfRecordReader *vmf_record_reader_new(VmfChannel *channel, VmfStreamFormat format);

@@ -3,6 +3,7 @@
  * end. */
 #include "stream/test-link.h"
 
+#include "stream/clock.h"
 #include "stream/crc32c.h"
 
 #define UNKNOWN 0x77u
@@ -282,6 +283,21 @@ static void test_the_queue_is_bounded(void **state)
     link_free(&link);
 }
 
+/* A peer that sends an octet now and then does not keep a handshake waiting. */
+static void test_deadline(void **state)
+{
+    g_autoptr(GByteArray) octets = one_record(5, false);
+    g_autoptr(GError) error = NULL;
+    Link link = link_new(false);
+    VmfRecord record;
+
+    link.reader->deadline_ns = vmf_now_ns() + 20 * VMF_NS_PER_MS;
+    assert_true(vmf_channel_write_all(link.near, octets->data, octets->len - 1, NULL));
+    assert_false(vmf_record_read(link.reader, &record, &error));
+    assert_error(error, VMF_ERROR_TIMEOUT);
+    link_free(&link);
+}
+
 static void test_sums(void **state)
 {
     Link link = link_new(false);
@@ -366,6 +382,7 @@ int main(void)
         cmocka_unit_test(test_pages),
         cmocka_unit_test(test_pages_without_payload),
         cmocka_unit_test(test_the_queue_is_bounded),
+        cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_unpack_never_reads_beyond),
         cmocka_unit_test(test_strings),
