@@ -6,6 +6,8 @@
 #include "stream/channel.h"
 #include "stream/clock.h"
 
+#define MESSAGES_MAX 4         /* READY, RUNNING, REPORT, and one to spare */
+#define MESSAGE_MAX (256u << 10) /* octets: a complaint of the greatest length, rounded up */
 #define EXPLAIN_NS (500 * VMF_NS_PER_MS)
 
 typedef struct {
@@ -24,6 +26,9 @@ struct VmfReturnPath {
     GPtrArray *lanes; /* Reader */
     GQueue messages;  /* VmfReturnMessage; under the session's lock */
     GError *failure;  /* likewise */
+    _Atomic bool attached; /* the lanes are there: ram->save may be used */
+    bool inline_acks;      /* pages travel on the main channel; set before `attached` */
+    _Atomic bool offered;  /* SWITCHOVER is on its way: answers to it may come */
     _Atomic uint64_t rtt_ns;
 };
 
@@ -74,7 +79,7 @@ void vmf_return_message_clear(VmfReturnMessage *message)
     g_clear_pointer(&message->body, g_bytes_unref);
 }
 
-/* Whoever waits for room or for an answer has to know at once. */
+/* Whoever waits for room, for a slow channel or for an answer has to know at once. From the offer on the channels are still needed. */
 static void fail(VmfReturnPath *path, GError *error)
 {
     VmfSession *session = path->session;
@@ -86,8 +91,26 @@ static void fail(VmfReturnPath *path, GError *error)
         path->failure = error;
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->lock);
-    if (path->ram->save)
+    if (path->attached)
         vmf_flight_close(path->ram->save->flight);
+    if (!path->offered)
+        vmf_session_shutdown_channels(session);
+}
+
+void vmf_return_path_attached(VmfReturnPath *path, bool inline_acks)
+{
+    pthread_mutex_lock(&path->session->lock);
+    path->inline_acks = inline_acks;
+    path->attached = true;
+    bool failed = path->failure != NULL;
+    pthread_mutex_unlock(&path->session->lock);
+    if (failed)
+        vmf_flight_close(path->ram->save->flight);
+}
+
+void vmf_return_path_offer(VmfReturnPath *path)
+{
+    path->offered = true;
 }
 
 static bool take_failed(VmfReturnPath *path, const VmfRecord *record, GError **error)
@@ -117,7 +140,7 @@ static bool take_pong(VmfReturnPath *path, const VmfRecord *record, GError **err
         return false;
     if (cookie < now && (best == 0 || now - cookie < best)) {
         atomic_store(&path->rtt_ns, now - cookie);
-        if (path->ram->save)
+        if (path->attached)
             vmf_flight_set_rtt(path->ram->save->flight, now - cookie);
     }
     return true;
@@ -140,23 +163,30 @@ static bool take_refusal(VmfReturnPath *path, const VmfRecord *record, GError **
     return false;
 }
 
-static bool take_message(VmfReturnPath *path, const VmfRecord *record)
+/* Answers to the offer wait for the session's thread; there are never more than these. */
+static bool take_message(VmfReturnPath *path, const VmfRecord *record, GError **error)
 {
-    VmfReturnMessage *message = g_new0(VmfReturnMessage, 1);
+    bool due = path->offered && record->checked <= MESSAGE_MAX;
 
-    *message = (VmfReturnMessage){record->type, g_bytes_new(record->body, record->checked)};
     pthread_mutex_lock(&path->session->lock);
-    g_queue_push_tail(&path->messages, message);
-    pthread_cond_broadcast(&path->session->changed);
+    due = due && g_queue_get_length(&path->messages) < MESSAGES_MAX;
+    if (due) {
+        VmfReturnMessage *message = g_new0(VmfReturnMessage, 1);
+        *message = (VmfReturnMessage){record->type, g_bytes_new(record->body, record->checked)};
+        g_queue_push_tail(&path->messages, message);
+        pthread_cond_broadcast(&path->session->changed);
+    }
     pthread_mutex_unlock(&path->session->lock);
-    return true;
+    if (!due)
+        vmf_record_set_order_error(error, record->type, path->offered ? "so often" : "ahead of SWITCHOVER");
+    return due;
 }
 
 static bool take(VmfReturnPath *path, const VmfRecord *record, GError **error)
 {
     switch (record->type) {
     case VMF_RECORD_ACK:
-        if (path->ram->save && path->lanes->len == 0)
+        if (path->attached && path->inline_acks)
             return vmf_ram_source_acknowledged(path->ram, record, path->format.swap, 0, error);
         break;
     case VMF_RECORD_VERDICT:
@@ -172,7 +202,7 @@ static bool take(VmfReturnPath *path, const VmfRecord *record, GError **error)
     case VMF_RECORD_RUNNING:
     case VMF_RECORD_NEVER:
     case VMF_RECORD_REPORT:
-        return take_message(path, record);
+        return take_message(path, record, error);
     }
     vmf_record_set_order_error(error, record->type, "on the return path");
     return false;
@@ -202,11 +232,14 @@ static void *main_thread(void *opaque)
     return NULL;
 }
 
-bool vmf_return_path_read_verdict(VmfReturnPath *path, VmfVerdict *verdict, GError **error)
+bool vmf_return_path_read_verdict(VmfReturnPath *path, int64_t deadline_ns, VmfVerdict *verdict, GError **error)
 {
     VmfRecord record;
 
-    if (!read_record(path->main.reader, &record, error))
+    path->main.reader->deadline_ns = deadline_ns;
+    bool read = read_record(path->main.reader, &record, error);
+    path->main.reader->deadline_ns = 0;
+    if (!read)
         return false;
     if (record.type == VMF_RECORD_VERDICT)
         return vmf_verdict_decode(&record, path->format.swap, verdict, error);
@@ -256,17 +289,18 @@ bool vmf_return_path_join(VmfReturnPath *path, VmfChannel *channel, unsigned lan
 
     *reader = (Reader){.path = path, .lane = lane, .reader = vmf_record_reader_new(channel, path->format)};
     g_ptr_array_add(path->lanes, reader);
-    int ready = vmf_channel_wait_readable(channel, MAX(deadline_ns - vmf_now_ns(), 0), error);
-    if (ready == 0)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_TIMEOUT, "page channel %u: handshake: the target does not answer", lane);
-    if (ready <= 0)
+    reader->reader->deadline_ns = deadline_ns;
+    if (!read_record(reader->reader, &record, error)) {
+        g_prefix_error(error, "page channel %u: handshake: ", lane);
         return false;
-    if (!read_record(reader->reader, &record, error))
-        return false;
+    }
     if (record.type != VMF_RECORD_ACK) {
         vmf_record_set_order_error(error, record.type, "ahead of the first ACK");
         return false;
     }
+    reader->reader->deadline_ns = 0;
+    if (!vmf_ram_source_acknowledged(path->ram, &record, path->format.swap, lane, error))
+        return false;
     int failed = pthread_create(&reader->thread, NULL, lane_thread, reader);
     reader->started = failed == 0;
     if (failed)

@@ -18,8 +18,12 @@ void vmf_return_path_free(VmfReturnPath *path);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfReturnPath, vmf_return_path_free)
 
 /* Reads VERDICT, on the caller's thread, before start. */
-bool vmf_return_path_read_verdict(VmfReturnPath *path, VmfVerdict *verdict, GError **error);
+bool vmf_return_path_read_verdict(VmfReturnPath *path, int64_t deadline_ns, VmfVerdict *verdict, GError **error);
 bool vmf_return_path_start(VmfReturnPath *path, GError **error);
+/* The lanes are there. @inline_acks: they are acknowledged here, for pages travel on the main channel. */
+void vmf_return_path_attached(VmfReturnPath *path, bool inline_acks);
+/* SWITCHOVER is about to be sent: what answers it may come from now on, and not before. */
+void vmf_return_path_offer(VmfReturnPath *path);
 /* Reads the acknowledgements of page channel @lane from @channel, beginning with the one that joins it (on the caller's thread). */
 bool vmf_return_path_join(VmfReturnPath *path, VmfChannel *channel, unsigned lane, int64_t deadline_ns, GError **error);
 

@@ -147,11 +147,11 @@ static bool await_verdict(VmfSource *source, GError **error)
     }
     if (source->format.one_way)
         return true;
-    int ready = vmf_channel_wait_readable(source->main.channel, VERDICT_NS, error);
-    if (ready == 0)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_TIMEOUT, "target: does not answer the static data");
-    if (ready <= 0 || !vmf_return_path_read_verdict(source->return_path, &verdict, error))
+    if (!vmf_return_path_read_verdict(source->return_path, vmf_now_ns() + VERDICT_NS, &verdict, error)) {
+        if (g_error_matches(*error, VMF_ERROR, VMF_ERROR_TIMEOUT))
+            g_prefix_error(error, "target: does not answer the static data: ");
         return false;
+    }
     bool accepted = verdict.accepted || refused(source, &verdict, error);
     source->features = verdict.features & source->static_data->features_offered;
     source->channels_allowed = MIN(source->channels_allowed, verdict.page_channels);
@@ -203,6 +203,8 @@ static bool open_page_channels(VmfSource *source, GError **error)
     if (!vmf_ram_source_attach(&source->ram, writers, MAX(message.count, 1), FIRST_EPOCH, source->features & VMF_FEATURE_ACKS,
                                source->features & VMF_FEATURE_HINTS, error))
         return false;
+    if (source->return_path)
+        vmf_return_path_attached(source->return_path, message.count == 0);
     for (unsigned i = 0; i < message.count; i++)
         if (!vmf_return_path_join(source->return_path, ((VmfSourceChannel *)g_ptr_array_index(source->pages, i))->channel, i,
                                   deadline, error))

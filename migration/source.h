@@ -6,6 +6,7 @@
 #include "migration/compatibility.h"
 #include "migration/handover.h"
 #include "migration/return-path.h"
+#include "migration/watchdog.h"
 
 typedef struct {
     VmfChannel *channel; /* the outermost filter; owned */
@@ -29,6 +30,7 @@ typedef struct {
     uint8_t token[VMF_TOKEN_SIZE];
 
     VmfSourceState state;
+    VmfWatchdog *watchdog; /* from the stop until SWITCHOVER has been sent */
     bool was_running;    /* the guest ran when it was stopped */
     bool logging;        /* save_setup was reached */
     int64_t begun_ns;    /* accepted */

@@ -15,6 +15,7 @@
 #define RUNNING_NS (10 * VMF_NS_PER_S)
 #define REPORT_NS (3 * VMF_NS_PER_S)
 #define LAST_ACKS_NS (1 * VMF_NS_PER_S)
+#define STANDSTILL_TIMEOUTS 5             /* switchover timeouts in which nothing is sent: the target takes nothing */
 #define STUCK_BYTES (256u << 10)          /* more than this unsent on the main channel: the peer does not read, do not speak to it */
 #define AUDIT_BYTES_PER_SECOND 200000000u /* slower than any host hashes: the deadline of an audit before RUN */
 
@@ -129,6 +130,38 @@ static bool send_the_rest(VmfSource *source, GError **error)
     return vmf_session_check_cancelled(source->session, error);
 }
 
+/* ---- a target that takes nothing ------------------------------------------------------------------------------------------- */
+
+static uint64_t octets_sent(void *opaque)
+{
+    VmfSource *source = opaque;
+    uint64_t sent = vmf_filter_count_sent(source->main.count);
+
+    for (guint i = 0; i < source->pages->len; i++)
+        sent += vmf_filter_count_sent(((VmfSourceChannel *)g_ptr_array_index(source->pages, i))->count);
+    return sent;
+}
+
+/* A channel that only carries away (a file, a pipe) may be as slow as it likes: nobody waits for its guest. */
+static bool begin_watch(VmfSource *source, GError **error)
+{
+    int64_t patience_ns = STANDSTILL_TIMEOUTS * (int64_t)source->session->parameters.switchover_timeout_ns;
+
+    if (source->format.one_way)
+        return true;
+    source->watchdog = vmf_watchdog_new(source->session, patience_ns, octets_sent, source, error);
+    return source->watchdog != NULL;
+}
+
+static bool end_watch(VmfSource *source, bool sent, GError **error)
+{
+    if (!vmf_watchdog_free(g_steal_pointer(&source->watchdog)))
+        return sent;
+    g_clear_error(error);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_SWITCHOVER_TIMEOUT, "target: takes nothing while the guest stands still");
+    return false;
+}
+
 /* ---- offer ----------------------------------------------------------------------------------------------------------------- */
 
 static bool send_switchover(VmfSource *source, VmfSwitchover *message, GError **error)
@@ -154,36 +187,67 @@ static void name_damage(VmfSource *source, GError **error)
         g_prefix_error(error, "%s: ", name);
 }
 
+static VmfRecord record_of(const VmfReturnMessage *message)
+{
+    uint32_t length = (uint32_t)g_bytes_get_size(message->body);
+
+    return (VmfRecord){.type = message->type, .body = g_bytes_get_data(message->body, NULL), .length = length, .checked = length};
+}
+
+static bool check_token(const VmfSource *source, uint32_t type, const uint8_t token[VMF_TOKEN_SIZE], GError **error)
+{
+    if (memcmp(token, source->token, VMF_TOKEN_SIZE) == 0)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "target: record %s: of another token", vmf_record_name(type));
+    return false;
+}
+
+static bool differs(VmfErrorCode code, const char *what, GError **error)
+{
+    g_set_error(error, VMF_ERROR, code, "target: READY: %s", what);
+    return false;
+}
+
+static bool compare_ready(const VmfSource *source, const VmfSwitchover *offer, const VmfReady *ready, GError **error)
+{
+    if (!check_token(source, VMF_RECORD_READY, ready->token, error))
+        return false;
+    if (ready->static_sum != offer->static_sum)
+        return differs(VMF_ERROR_STATIC_SUM, "the sum of the static data differs", error);
+    if (ready->device_sum != offer->device_sum)
+        return differs(VMF_ERROR_DEVICE_SUM, "the sum of the device state differs", error);
+    for (uint32_t b = 0; b < offer->n_blocks; b++)
+        if (ready->sums[b] != offer->blocks[b].sum)
+            return differs(VMF_ERROR_RAM_SUM, "the sum of a RAM block differs", error);
+    if (offer->flags & VMF_SWITCHOVER_AUDIT && !(ready->flags & VMF_READY_AUDITED))
+        return differs(VMF_ERROR_RAM_AUDIT, "memory was not hashed afresh", error);
+    return true;
+}
+
 static bool check_ready(VmfSource *source, const VmfSwitchover *offer, const VmfReturnMessage *message, GError **error)
 {
-    VmfRecord record = {.type = message->type, .body = g_bytes_get_data(message->body, NULL)};
+    VmfRecord record = record_of(message);
     VmfReady ready;
 
-    record.checked = record.length = (uint32_t)g_bytes_get_size(message->body);
     if (!vmf_ready_decode(&record, source->format.swap, offer->n_blocks, &ready, error))
         return false;
-    bool same = memcmp(ready.token, source->token, sizeof(ready.token)) == 0 && ready.static_sum == offer->static_sum &&
-                ready.device_sum == offer->device_sum &&
-                (!(offer->flags & VMF_SWITCHOVER_AUDIT) || ready.flags & VMF_READY_AUDITED);
-    for (uint32_t b = 0; same && b < offer->n_blocks; b++)
-        same = ready.sums[b] == offer->blocks[b].sum;
+    bool same = compare_ready(source, offer, &ready, error);
     vmf_ready_clear(&ready);
-    if (!same)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_RAM_SUM, "target: READY with other sums than were sent");
     return same;
 }
 
-/* REFUSED or NEVER, in words. */
+/* REFUSED or NEVER, in words. False: it is not of this migration, or cannot be read. Sets the error either way. */
 static bool complain(VmfSource *source, const VmfReturnMessage *message, GError **error)
 {
-    VmfRecord record = {.type = message->type, .body = g_bytes_get_data(message->body, NULL)};
+    VmfRecord record = record_of(message);
     g_autofree char *id = NULL, *text = NULL;
     uint8_t token[VMF_TOKEN_SIZE];
 
-    record.checked = record.length = (uint32_t)g_bytes_get_size(message->body);
-    if (vmf_complaint_decode(&record, source->format.swap, token, &id, &text, error))
-        g_set_error(error, VMF_ERROR, VMF_ERROR_REFUSED, "target: %s: %s: %s", vmf_record_name(message->type), id, text);
-    return false;
+    if (!vmf_complaint_decode(&record, source->format.swap, token, &id, &text, error) ||
+        !check_token(source, message->type, token, error))
+        return false;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_REFUSED, "target: %s: %s: %s", vmf_record_name(message->type), id, text);
+    return true;
 }
 
 static bool audit_here(VmfSource *source, bool *different, GError **error)
@@ -246,8 +310,7 @@ static VmfSourceEvent await_ready(VmfSource *source, const VmfSwitchover *offer,
     if (message.type == VMF_RECORD_READY) {
         event = check_ready(source, offer, &message, error) ? VMF_SOURCE_EV_READY_GOOD : VMF_SOURCE_EV_READY_BAD;
     } else if (message.type == VMF_RECORD_REFUSED) {
-        complain(source, &message, error);
-        event = VMF_SOURCE_EV_REFUSED;
+        event = complain(source, &message, error) ? VMF_SOURCE_EV_REFUSED : VMF_SOURCE_EV_LOST;
     } else {
         vmf_record_set_order_error(error, message.type, "ahead of READY");
     }
@@ -263,8 +326,10 @@ static bool offer(VmfSource *source, GError **error)
     int64_t start = vmf_now_ns();
 
     happened(source, VMF_SOURCE_EV_OFFER);
+    vmf_return_path_offer(source->return_path);
     bool sent = vmf_session_fault(source->session, "source.switchover.due", error) && send_switchover(source, &message, error) &&
                 vmf_session_fault(source->session, "source.switchover.sent", error);
+    sent = end_watch(source, sent, error);
     atomic_store(&source->session->offered, sent);
     VmfSourceEvent event = sent ? await_ready(source, &message, error) : VMF_SOURCE_EV_LOST;
     NOTE_NS(source, downtime_ready_ns, since(start));
@@ -274,19 +339,22 @@ static bool offer(VmfSource *source, GError **error)
 
 /* ---- commit ---------------------------------------------------------------------------------------------------------------- */
 
+/* Only RUNNING and NEVER of this migration's token are answers; all else leaves it open who has the guest. */
 static VmfSourceEvent await_running(VmfSource *source, GError **error)
 {
     VmfReturnMessage message = {0};
+    uint8_t token[VMF_TOKEN_SIZE];
     VmfSourceEvent event = VMF_SOURCE_EV_LOST;
     int64_t deadline = vmf_now_ns() + RUNNING_NS + (int64_t)source->session->parameters.switchover_timeout_ns;
 
     if (!vmf_return_path_next(source->return_path, deadline, false, &message, error))
         return event;
+    VmfRecord record = record_of(&message);
     if (message.type == VMF_RECORD_RUNNING) {
-        event = VMF_SOURCE_EV_RUNNING;
+        if (vmf_token_decode(&record, token, error) && check_token(source, message.type, token, error))
+            event = VMF_SOURCE_EV_RUNNING;
     } else if (message.type == VMF_RECORD_NEVER) {
-        complain(source, &message, error);
-        event = VMF_SOURCE_EV_NEVER;
+        event = complain(source, &message, error) ? VMF_SOURCE_EV_NEVER : VMF_SOURCE_EV_LOST;
     } else {
         vmf_record_set_order_error(error, message.type, "ahead of RUNNING");
     }
@@ -343,9 +411,9 @@ static void take_report(VmfSource *source)
     if (!(source->features & VMF_FEATURE_REPORT) || !source->was_running ||
         !vmf_return_path_next(source->return_path, vmf_now_ns() + REPORT_NS, false, &message, NULL))
         return;
-    VmfRecord record = {.type = message.type, .body = g_bytes_get_data(message.body, NULL)};
-    record.checked = record.length = (uint32_t)g_bytes_get_size(message.body);
-    if (message.type == VMF_RECORD_REPORT && vmf_report_decode(&record, source->format.swap, &report, NULL)) {
+    VmfRecord record = record_of(&message);
+    if (message.type == VMF_RECORD_REPORT && vmf_report_decode(&record, source->format.swap, &report, NULL) &&
+        check_token(source, message.type, report.token, NULL)) {
         pthread_mutex_lock(&source->session->lock);
         source->session->statistics.guest_gap_known = report.gap_known;
         source->session->statistics.guest_gap_ns = report.guest_gap_ns;
@@ -405,7 +473,8 @@ bool vmf_source_switchover(VmfSource *source, GError **error)
         happened(source, VMF_SOURCE_EV_LOST);
         return false;
     }
-    if (!send_the_rest(source, error)) {
+    if (!begin_watch(source, error) || !send_the_rest(source, error)) {
+        end_watch(source, false, error);
         happened(source, vmf_session_is_cancelled(source->session) ? VMF_SOURCE_EV_CANCEL : VMF_SOURCE_EV_LOST);
         return false;
     }
