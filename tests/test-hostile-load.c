@@ -325,6 +325,17 @@ static void test_harmless(void **state)
     play_rows(harmless_rows, G_N_ELEMENTS(harmless_rows), expect_arrival);
 }
 
+static void test_a_close_between_any_two_records(void **state)
+{
+    for (ForgeStep step = FORGE_ROUND; step < FORGE_STEPS; step++) {
+        ForgeRow row = {"close", BOTH, FORGE_BEFORE, step, hang_up, NULL};
+        if (step == FORGE_READY)
+            continue; /* whether the target still reads SWITCHOVER then is open */
+        row.id = step <= FORGE_SWITCHOVER ? "channel.cut" : step <= FORGE_RUN ? "handover.held" : NULL;
+        play_rows(&row, 1, step <= FORGE_SWITCHOVER ? expect_failure : step <= FORGE_RUN ? expect_hold : expect_arrival);
+    }
+}
+
 /* The guest cannot be started: the source hears NEVER, and may take it back. */
 static void test_a_guest_that_does_not_start(void **state)
 {
@@ -347,6 +358,7 @@ int main(void)
         cmocka_unit_test(test_failures),
         cmocka_unit_test(test_holds),
         cmocka_unit_test(test_harmless),
+        cmocka_unit_test(test_a_close_between_any_two_records),
         cmocka_unit_test(test_a_guest_that_does_not_start),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
