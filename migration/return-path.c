@@ -157,7 +157,8 @@ static bool take_refusal(VmfReturnPath *path, const VmfRecord *record, GError **
         vmf_record_set_order_error(error, record->type, "twice");
     } else {
         vmf_session_set_incompatibilities(path->session, verdict.texts);
-        g_set_error(error, VMF_ERROR, VMF_ERROR_INCOMPATIBLE, "target: refuses: %s", verdict.texts[0]);
+        g_autofree char *all = g_strjoinv("; ", verdict.texts);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_INCOMPATIBLE, "target: refuses: %s", all);
     }
     vmf_verdict_clear(&verdict);
     return false;
