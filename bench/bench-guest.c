@@ -3,8 +3,8 @@
  * A VMM whose guest is nothing but memory: its vCPU is stopped, or idle where live rounds are timed. One process is the source or the
  * target of one migration and prints what it cost as one line of JSON. scripts/bench starts them, see docs/benchmarks.rst.
  *
- * An idle guest has a dirty log that reports the same number of scattered pages as written at each harvest, so that a round over a
- * large and nearly clean memory has something to find.
+ * An idle guest has scattered pages and a dirty log that reports so many of them as written at each harvest, so that a round over a large
+ * and nearly clean memory has something to find.
  */
 #include <vmferry/vmferry.h>
 
@@ -77,7 +77,8 @@ static bool log_harvest(void *opaque, unsigned block, void (*report)(void *, uin
 
     bench->harvests++;
     for (int n = 0; bench->running && n < bench->options.dirty_pages; n++) {
-        uint64_t page = bench_scattered_page(bench->size, SEED + bench->harvests, (uint64_t)n);
+        uint64_t nth = bench->harvests * (uint64_t)bench->options.dirty_pages + (uint64_t)n;
+        uint64_t page = bench_scattered_page(bench->size, SEED, nth % (bench->touch / BENCH_PAGE));
         uint64_t word = UINT64_C(1) << page % 64;
         report(report_opaque, page / 64, &word, 1);
     }

@@ -5,7 +5,8 @@
 
 #include "stream/crc32c.h"
 
-#define QUEUE_MAX (32u << 10)
+#define QUEUE_MAX (64u << 10)
+#define SMALL_PAYLOAD (16u << 10) /* up to this a copy costs less than a system call, and wakes the reader less often */
 #define PADDING(length) (-(length) & 7u)
 #define IOV_LOCAL (VMF_PAGES_DATA_MAX + 2)
 
@@ -149,10 +150,28 @@ bool vmf_record_flush(VmfRecordWriter *writer, GError **error)
     return done;
 }
 
+static bool queue_payload_locked(VmfRecordWriter *writer, const struct iovec *iov, int n_iov, GError **error)
+{
+    for (int i = 0; i < n_iov; i++)
+        g_byte_array_append(writer->pending, iov[i].iov_base, (guint)iov[i].iov_len);
+    return writer->pending->len < QUEUE_MAX || flush_locked(writer, error);
+}
+
+/* One gather write, with all that is queued in front. */
+static bool write_payload_locked(VmfRecordWriter *writer, const struct iovec *iov, int n_iov, GError **error)
+{
+    struct iovec all[IOV_LOCAL];
+
+    all[0] = (struct iovec){writer->pending->data, writer->pending->len};
+    memcpy(all + 1, iov, (size_t)n_iov * sizeof(*iov));
+    bool done = vmf_channel_writev_all(writer->channel, all, n_iov + 1, error);
+    g_byte_array_set_size(writer->pending, 0);
+    return done;
+}
+
 bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, const struct iovec *iov, int n_iov, size_t payload,
                             GError **error)
 {
-    struct iovec all[IOV_LOCAL];
     VmfWirePages wire = *meta;
 
     g_assert(n_iov < IOV_LOCAL && payload % 8 == 0);
@@ -164,15 +183,8 @@ bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, c
     pthread_mutex_lock(&writer->lock);
     append_locked(writer, &header, sizeof(header));
     append_locked(writer, &wire, sizeof(wire));
-    bool done = true;
-    if (n_iov > 0) {
-        all[0] = (struct iovec){writer->pending->data, writer->pending->len};
-        memcpy(all + 1, iov, (size_t)n_iov * sizeof(*iov));
-        done = vmf_channel_writev_all(writer->channel, all, n_iov + 1, error);
-        g_byte_array_set_size(writer->pending, 0);
-    } else if (writer->pending->len >= QUEUE_MAX) {
-        done = flush_locked(writer, error);
-    }
+    bool done = payload <= SMALL_PAYLOAD ? queue_payload_locked(writer, iov, n_iov, error)
+                                         : write_payload_locked(writer, iov, n_iov, error);
     pthread_mutex_unlock(&writer->lock);
     return done;
 }

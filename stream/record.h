@@ -42,7 +42,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfRecordWriter, vmf_record_writer_free)
 /* Raw octets ahead of the records: headers. */
 bool vmf_record_write_raw(VmfRecordWriter *writer, const void *data, size_t length, GError **error);
 
-/* Queues a record; it leaves with the next write or flush, or at once when 32 KiB wait. */
+/* Queues a record; it leaves with the next write or flush, or at once when 64 KiB wait. */
 bool vmf_record_queue(VmfRecordWriter *writer, uint32_t type, const void *body, size_t length, GError **error);
 /* Writes a record and all that waits before it. */
 bool vmf_record_write(VmfRecordWriter *writer, uint32_t type, const void *body, size_t length, GError **error);
@@ -50,7 +50,7 @@ bool vmf_record_flush(VmfRecordWriter *writer, GError **error);
 
 /*
  * Writes PAGES: @meta in host order, then the payload gathered from @iov, @payload octets in all (a multiple of 8). One system call
- * where the channel takes it whole.
+ * where the channel takes it whole. A small payload (16 KiB) is copied and queued instead, as vmf_record_queue() does.
  */
 bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, const struct iovec *iov, int n_iov, size_t payload,
                             GError **error);
