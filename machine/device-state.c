@@ -141,7 +141,7 @@ static bool console_post_load(void *device, GError **error)
     return true;
 }
 
-static const VmfDeviceState console_state = {
+const VmfDeviceState vmf_console_state = {
     .size = sizeof(VmfDeviceState),
     .name = "console",
     .version = 1,
@@ -185,7 +185,7 @@ static bool beat_post_load(void *device, GError **error)
     return true;
 }
 
-static const VmfDeviceState beat_state = {
+const VmfDeviceState vmf_beat_state = {
     .size = sizeof(VmfDeviceState),
     .name = "beat",
     .version = 1,
@@ -197,8 +197,8 @@ static const VmfDeviceState beat_state = {
 
 /* ---- all of them ------------------------------------------------------------------------------------------------- */
 
-const VmfDeviceState *const vmf_machine_device_states[VMF_MACHINE_DEVICES] = {&cpu_state, &timer_state, &console_state,
-                                                                              &beat_state};
+const VmfDeviceState *const vmf_machine_device_states[VMF_MACHINE_DEVICES] = {
+    &cpu_state, &timer_state, &vmf_console_state, &vmf_beat_state};
 
 void *vmf_machine_device(VmfMachine *m, unsigned index)
 {
@@ -207,7 +207,7 @@ void *vmf_machine_device(VmfMachine *m, unsigned index)
     return devices[index];
 }
 
-bool vmf_machine_add_devices(VmfMachine *m, GError **error)
+bool vmf_rv32_add_devices(VmfMachine *m, GError **error)
 {
     for (unsigned i = 0; i < VMF_MACHINE_DEVICES; i++) {
         if (!vmf_guest_add_device(m->guest, vmf_machine_device_states[i], 0, vmf_machine_device(m, i), error))
@@ -216,29 +216,30 @@ bool vmf_machine_add_devices(VmfMachine *m, GError **error)
     return true;
 }
 
-static bool append_device(VmfMachine *m, unsigned index, GByteArray *bytes, GError **error)
+bool vmf_machine_append_device(const VmfDeviceState *state, void *device, GByteArray *bytes, GError **error)
 {
-    g_autoptr(GByteArray) encoded =
-        vmf_device_state_save(vmf_machine_device_states[index], vmf_machine_device(m, index), error);
+    g_autoptr(GByteArray) encoded = vmf_device_state_save(state, device, error);
 
     if (encoded)
         g_byte_array_append(bytes, encoded->data, encoded->len);
     return encoded != NULL;
 }
 
-/* All of cpu, timer and console; of the beat its counters, for the rest are clocks of hosts. */
-bool vmf_machine_append_state(VmfMachine *m, GByteArray *bytes, GError **error)
+void vmf_machine_append_beat(VmfMachine *m, GByteArray *bytes)
 {
-    uint64_t counters[3];
+    beat_pre_save(&m->wire_beat);
+    const uint64_t counters[] = {m->wire_beat.beats, m->wire_beat.pages_written, m->wire_beat.errors};
 
+    g_byte_array_append(bytes, (const uint8_t *)counters, sizeof(counters));
+}
+
+/* All of cpu, timer and console; of the beat its counters, for the rest are clocks of hosts. */
+bool vmf_rv32_append_state(VmfMachine *m, GByteArray *bytes, GError **error)
+{
     for (unsigned i = 0; i < 3; i++) {
-        if (!append_device(m, i, bytes, error))
+        if (!vmf_machine_append_device(vmf_machine_device_states[i], vmf_machine_device(m, i), bytes, error))
             return false;
     }
-    beat_pre_save(&m->wire_beat);
-    counters[0] = m->wire_beat.beats;
-    counters[1] = m->wire_beat.pages_written;
-    counters[2] = m->wire_beat.errors;
-    g_byte_array_append(bytes, (const uint8_t *)counters, sizeof(counters));
+    vmf_machine_append_beat(m, bytes);
     return true;
 }

@@ -102,7 +102,7 @@ static bool write_timer(VmfRv32State *state, uint32_t offset, uint32_t value)
     return true;
 }
 
-static bool write_device(VmfMachine *m, uint32_t offset, uint32_t value)
+static bool write_device_locked(VmfMachine *m, uint32_t offset, uint32_t value)
 {
     switch (offset) {
     case GUEST_REG_BEAT:
@@ -120,18 +120,24 @@ static bool write_device(VmfMachine *m, uint32_t offset, uint32_t value)
     }
 }
 
+bool vmf_machine_device_write(VmfMachine *m, uint32_t offset, uint32_t value)
+{
+    bool exists;
+
+    pthread_mutex_lock(&m->lock);
+    exists = write_device_locked(m, offset, value);
+    pthread_mutex_unlock(&m->lock);
+    return exists;
+}
+
 bool vmf_machine_mmio_write(void *opaque, uint32_t address, unsigned size, uint32_t value)
 {
     VmfMachine *m = opaque;
     uint32_t offset = address - GUEST_MMIO_BASE;
-    bool exists;
 
     if (size != 4)
         return false;
     if (offset == GUEST_REG_TIMER_LOW || offset == GUEST_REG_TIMER_HIGH)
         return write_timer(&m->cpu.state, offset, value);
-    pthread_mutex_lock(&m->lock);
-    exists = write_device(m, offset, value);
-    pthread_mutex_unlock(&m->lock);
-    return exists;
+    return vmf_machine_device_write(m, offset, value);
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The machine's parts: machine.c assembles them, vcpu.c runs them, devices.c answers the guest, device-state.c saves
- * and loads.
+ * The machine's parts: machine.c assembles them, vcpu.c is their run control, devices.c answers the guest, device-state.c
+ * saves and loads. What executes the guest is a backend: rv32 (rv32*.c) or kvm (kvm*.c).
  *
- * One lock guards all but memory and `cpu`, which belong to the vCPU thread while it runs a slice, and to whoever holds
- * the lock while `standing` is true.
+ * One lock guards all but memory and what a vCPU consists of, which belongs to the vCPU's thread while it runs a slice, and to
+ * whoever holds the lock while all vCPUs stand.
  */
 #ifndef MACHINE_MACHINE_PRIVATE_H
 #define MACHINE_MACHINE_PRIVATE_H
@@ -38,30 +38,67 @@ typedef struct {
     uint8_t boot_id[16]; /* of the host that saw the latest beat */
 } VmfBeat;
 
+#define VMF_VCPUS_MAX GUEST_CPUS_MAX
+
+/* A vCPU's thread, as run control sees it. */
+typedef struct {
+    pthread_t thread;
+    bool executing;  /* inside a slice */
+    uint64_t slices; /* ended */
+} VmfVcpuTurn;
+
+/* What executes a guest. One for each kind, constant. */
+typedef struct {
+    const char *name;         /* "rv32" */
+    const char *architecture; /* in the stream */
+    const char *machine_type; /* bumped with whatever the guest could tell apart: memory map, registers */
+    uint64_t memory_max;      /* bytes */
+    unsigned vcpus_max;
+    const char *const *dirty_logs; /* names, ends with NULL */
+    const uint8_t *image;          /* the guest program, for the start of the ROM */
+    const size_t *image_size;
+
+    /*
+     * The machine has its memory, boot parameters included: adds all else, namely properties, vCPUs with their threads
+     * (vmf_vcpu_create()), devices, dirty log. False with @error; destroy() is called all the same.
+     */
+    bool (*create)(VmfMachine *machine, const VmfMachineConfig *config, GError **error);
+    /* Frees what create() made. The threads have ended; the guest and its memory are still there. */
+    void (*destroy)(VmfMachine *machine);
+    /* Ends the slices that vCPUs are in, soon. Lock held. NULL: they end by themselves. */
+    void (*kick)(VmfMachine *machine);
+    /* The guest's part of the device state, for a digest: appended to @bytes. The vCPUs stand. */
+    bool (*append_state)(VmfMachine *machine, GByteArray *bytes, GError **error);
+} VmfBackend;
+
+extern const VmfBackend vmf_rv32_backend;
+
 struct VmfMachine {
+    const VmfBackend *backend;
     char *name;
     VmfGuest *guest;
-    VmfRv32Log *dirty_log;
-    VmfRv32 cpu;
+    const char *dirty_log_name;
+    VmfRv32Log *dirty_log; /* rv32 */
+    VmfRv32 cpu;           /* rv32 */
+    struct VmfKvm *kvm;    /* kvm */
     int console_fd;
     uint8_t boot_id[16]; /* of this host */
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* any of what follows; CLOCK_MONOTONIC */
-    pthread_t thread;
-    bool has_thread;
+    VmfVcpuTurn turns[VMF_VCPUS_MAX];
+    unsigned n_vcpus;    /* that have a thread */
+    unsigned n_standing; /* between two slices, and staying there */
 
     /* vcpu.c */
     bool unpaced;
     bool want_run;  /* running, as people see it */
     bool finishing; /* no longer to run, but on the way to stop_at */
-    bool standing;  /* the vCPU thread is between two instructions and stays there */
     bool lent;      /* vmf_machine_lend() is in force */
     bool taken;     /* while lent: stopped by the session, not to be started by the owner */
     bool kept;      /* while lent: stopped by the owner, not to be started by the session */
     bool quit;
-    bool executing;  /* the vCPU thread is inside a slice */
-    uint64_t slices; /* ended */
+    char *failure;  /* the guest cannot go on: why. NULL: it can */
     unsigned passing; /* how many callers wait for the end of a slice */
     unsigned holds; /* how many callers need it to stand for a moment */
     bool released;  /* memory given back */
@@ -88,29 +125,55 @@ struct VmfMachine {
 
 uint64_t vmf_machine_clock_ns(clockid_t clock);
 
+/* machine.c */
+bool vmf_machine_check_stopped(VmfMachine *machine, const char *operation, GError **error);
+
 /* vcpu.c */
 void vmf_vcpu_init(VmfMachine *machine);
-bool vmf_vcpu_create(VmfMachine *machine, GError **error);
+/* Starts the thread of the next vCPU. Its main function runs slices between vmf_vcpu_enter() and vmf_vcpu_leave(), stands with
+ * vmf_vcpu_stand(), and returns when `quit` is set. */
+bool vmf_vcpu_create(VmfMachine *machine, void *(*vcpu_main)(void *), void *opaque, GError **error);
+/* Ends the threads. */
 void vmf_vcpu_destroy(VmfMachine *machine);
+/* The last thing that is freed. */
+void vmf_vcpu_clear(VmfMachine *machine);
+/* Lock held: lets it go for a slice of vCPU number @vcpu, and takes it again. */
+void vmf_vcpu_enter(VmfMachine *machine, unsigned vcpu);
+void vmf_vcpu_leave(VmfMachine *machine, unsigned vcpu);
+/* Lock held: stands until @may_run says otherwise. */
+void vmf_vcpu_stand(VmfMachine *machine, bool (*may_run)(VmfMachine *machine));
+/* Lock held: waits for a change until @due_ns (CLOCK_MONOTONIC); false once that is past. */
+bool vmf_machine_wait(VmfMachine *machine, uint64_t due_ns);
 bool vmf_vcpu_start(VmfMachine *machine, bool by_owner, GError **error);
 void vmf_vcpu_stop(VmfMachine *machine, bool by_owner);
-/* Takes the lock with the vCPU standing, and lets both go again. */
+/* Takes the lock with all vCPUs standing, and lets both go again. */
 void vmf_vcpu_hold(VmfMachine *machine);
 void vmf_vcpu_unhold(VmfMachine *machine);
-/* Returns once the vCPU has got past the instruction it is at (opaque: the machine). The guest does not stop for it. */
+/* Returns once each vCPU has got past the instruction it is at (opaque: the machine). The guest does not stop for it. */
 void vmf_vcpu_pass(void *opaque);
 extern const VmfGuestOps vmf_machine_guest_ops;
 
 /* devices.c: the callbacks of VmfRv32, opaque is the machine */
 bool vmf_machine_mmio_read(void *opaque, uint32_t address, unsigned size, uint32_t *value);
 bool vmf_machine_mmio_write(void *opaque, uint32_t address, unsigned size, uint32_t value);
+/* A write to a device that all backends have: GUEST_REG_BEAT, _ERROR, _CONSOLE. Takes the lock. False: there is none. */
+bool vmf_machine_device_write(VmfMachine *machine, uint32_t offset, uint32_t value);
 
-/* device-state.c: cpu, timer, console, beat, in the order in which they travel */
+/* rv32-vcpu.c */
+void *vmf_rv32_vcpu_main(void *machine);
+
+/* device-state.c: devices that all backends have, of wire_console and wire_beat */
+extern const VmfDeviceState vmf_console_state;
+extern const VmfDeviceState vmf_beat_state;
+/* Counters of the beat without its clocks of hosts, for a digest. */
+void vmf_machine_append_beat(VmfMachine *machine, GByteArray *bytes);
+bool vmf_machine_append_device(const VmfDeviceState *state, void *device, GByteArray *bytes, GError **error);
+
+/* device-state.c, rv32: cpu, timer, console, beat, in the order in which they travel */
 #define VMF_MACHINE_DEVICES 4
 extern const VmfDeviceState *const vmf_machine_device_states[VMF_MACHINE_DEVICES];
 void *vmf_machine_device(VmfMachine *machine, unsigned index);
-bool vmf_machine_add_devices(VmfMachine *machine, GError **error);
-/* The guest's part of the device state, for a digest: appended to @bytes. The vCPU stands. */
-bool vmf_machine_append_state(VmfMachine *machine, GByteArray *bytes, GError **error);
+bool vmf_rv32_add_devices(VmfMachine *machine, GError **error);
+bool vmf_rv32_append_state(VmfMachine *machine, GByteArray *bytes, GError **error);
 
 #endif

@@ -8,12 +8,9 @@
 #include <unistd.h>
 #include <vmferry/error.h>
 #include <xxhash.h>
-#include "machine/guest-image.h"
 
 #define PAGE_SIZE 4096u
 #define SET_DEFAULT (16ull << 20)
-/* Bumped with whatever the guest could tell apart: memory map, registers. */
-#define MACHINE_TYPE "vmferry-rv32-1"
 
 /* ---- configuration ----------------------------------------------------------------------------------------------- */
 
@@ -23,17 +20,52 @@ static bool config_problem(const VmfMachineConfig *c, const char *problem, GErro
     return false;
 }
 
-static bool check_config(const VmfMachineConfig *c, GError **error)
+static bool list_has(const char *const *names, const char *name)
 {
-    if (c->memory_bytes < GUEST_RAM_SIZE_MIN || c->memory_bytes > GUEST_RAM_SIZE_MAX)
-        return config_problem(c, "memory is 256K to 2G", error);
+    while (*names && strcmp(*names, name) != 0)
+        names++;
+    return *names != NULL;
+}
+
+static bool check_backend(const VmfMachineConfig *c, const VmfBackend *backend, GError **error)
+{
+    if (c->vcpus > backend->vcpus_max) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: backend %s has at most %u vCPUs", c->name, backend->name,
+                    backend->vcpus_max);
+        return false;
+    }
+    if (c->dirty_log && strcmp(c->dirty_log, "auto") != 0 && !list_has(backend->dirty_logs, c->dirty_log)) {
+        g_autofree char *names = g_strjoinv(", ", (char **)backend->dirty_logs);
+
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: dirty log '%s': backend %s has auto, %s", c->name, c->dirty_log,
+                    backend->name, names);
+        return false;
+    }
+    return true;
+}
+
+static bool check_config(const VmfMachineConfig *c, const VmfBackend *backend, GError **error)
+{
+    if (c->memory_bytes < GUEST_RAM_SIZE_MIN || c->memory_bytes > backend->memory_max) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: memory is 256K to %uM on backend %s", c->name,
+                    (unsigned)(backend->memory_max >> 20), backend->name);
+        return false;
+    }
     if (c->memory_bytes % PAGE_SIZE)
         return config_problem(c, "memory is a multiple of 4K", error);
     if (c->set_bytes > c->memory_bytes)
         return config_problem(c, "the working set is larger than memory", error);
     if (c->dirty_bytes_per_second / PAGE_SIZE > GUEST_PAGES_PER_SECOND_MAX)
         return config_problem(c, "the dirty rate is out of range", error);
-    return true;
+    return check_backend(c, backend, error);
+}
+
+static const VmfBackend *find_backend(const VmfMachineConfig *c, GError **error)
+{
+    if (!c->backend || strcmp(c->backend, "auto") == 0 || strcmp(c->backend, "rv32") == 0)
+        return &vmf_rv32_backend;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: backend '%s': expected auto or rv32", c->name, c->backend);
+    return NULL;
 }
 
 /* Both are rounded up: a rate or a set that is not zero stays so. */
@@ -54,6 +86,7 @@ static struct guest_parameters boot_parameters(const VmfMachineConfig *c)
         .pages_per_second = GUINT32_TO_LE((uint32_t)((c->dirty_bytes_per_second + PAGE_SIZE - 1) / PAGE_SIZE)),
         .set_pages = GUINT32_TO_LE((uint32_t)((set_bytes + PAGE_SIZE - 1) / PAGE_SIZE)),
         .seed = GUINT32_TO_LE(c->seed),
+        .n_cpus = GUINT32_TO_LE(MAX(c->vcpus, 1)),
     };
 }
 
@@ -63,14 +96,13 @@ static void set_properties(VmfMachine *m, const VmfMachineConfig *c)
 {
     g_autofree char *memory = g_strdup_printf("%" G_GUINT64_FORMAT, c->memory_bytes);
 
-    vmf_guest_set_property(m->guest, "machine.type", MACHINE_TYPE);
-    vmf_guest_set_property(m->guest, "cpu.model", "rv32ima");
+    vmf_guest_set_property(m->guest, "machine.type", m->backend->machine_type);
     vmf_guest_set_property(m->guest, "memory.size", memory);
 }
 
-/* Adds the block that has to be number @expected and shows it to the vCPU as region @region. */
+/* Adds the block that has to be number @expected. */
 static bool add_block(VmfMachine *m, const VmfMachineConfig *c, unsigned expected, const char *name, uint32_t base,
-                      uint64_t size, unsigned region, GError **error)
+                      uint64_t size, GError **error)
 {
     bool rom = expected == BLOCK_ROM;
     VmfRamFlags flags = (rom ? VMF_RAM_ROM : 0) | (c->huge_pages ? 0 : VMF_RAM_NO_HUGE_PAGES);
@@ -84,51 +116,22 @@ static bool add_block(VmfMachine *m, const VmfMachineConfig *c, unsigned expecte
         return false;
     }
     g_assert(index == expected);
-    m->cpu.regions[region] = (VmfRv32Region){
-        .host = vmf_ram_block_host(block),
-        .base = base,
-        .size = (uint32_t)size,
-        .read_only = rom,
-    };
     return true;
 }
-
-/* The vCPU's fast region is main memory. */
-static const unsigned region_of_block[N_BLOCKS] = {[BLOCK_ROM] = 1, [BLOCK_RAM] = 0, [BLOCK_VRAM] = 2};
 
 static bool add_memory(VmfMachine *m, const VmfMachineConfig *c, GError **error)
 {
     struct guest_parameters parameters = boot_parameters(c);
     uint8_t *rom;
 
-    if (!add_block(m, c, BLOCK_ROM, "rom", GUEST_ROM_BASE, GUEST_ROM_SIZE, region_of_block[BLOCK_ROM], error) ||
-        !add_block(m, c, BLOCK_RAM, "ram", GUEST_RAM_BASE, c->memory_bytes, region_of_block[BLOCK_RAM], error) ||
-        !add_block(m, c, BLOCK_VRAM, "vram", GUEST_VRAM_BASE, GUEST_VRAM_SIZE, region_of_block[BLOCK_VRAM], error))
+    if (!add_block(m, c, BLOCK_ROM, "rom", GUEST_ROM_BASE, GUEST_ROM_SIZE, error) ||
+        !add_block(m, c, BLOCK_RAM, "ram", GUEST_RAM_BASE, c->memory_bytes, error) ||
+        !add_block(m, c, BLOCK_VRAM, "vram", GUEST_VRAM_BASE, GUEST_VRAM_SIZE, error))
         return false;
     rom = vmf_ram_block_host(vmf_guest_ram(m->guest, BLOCK_ROM));
-    memcpy(rom, vmf_guest_image, vmf_guest_image_size);
+    memcpy(rom, m->backend->image, *m->backend->image_size);
     memcpy(rom + GUEST_PARAMETERS_OFFSET, &parameters, sizeof(parameters));
     return true;
-}
-
-static void attach_dirty_log(void *opaque, VmfLogBitmap *bitmaps)
-{
-    VmfMachine *m = opaque;
-
-    vmf_vcpu_hold(m);
-    for (unsigned block = 0; block < N_BLOCKS; block++)
-        m->cpu.regions[region_of_block[block]].dirty = bitmaps ? &bitmaps[block] : NULL;
-    vmf_vcpu_unhold(m);
-}
-
-static void add_dirty_log(VmfMachine *m)
-{
-    uint64_t n_pages[N_BLOCKS];
-
-    for (unsigned block = 0; block < N_BLOCKS; block++)
-        n_pages[block] = vmf_ram_block_size(vmf_guest_ram(m->guest, block)) / PAGE_SIZE;
-    m->dirty_log = vmf_rv32_log_new(n_pages, N_BLOCKS, attach_dirty_log, vmf_vcpu_pass, m);
-    vmf_guest_set_dirty_log(m->guest, &vmf_rv32_log_ops, m->dirty_log);
 }
 
 static bool open_console(VmfMachine *m, const char *path, GError **error)
@@ -163,31 +166,27 @@ static void read_boot_id(uint8_t id[16])
 
 static bool assemble(VmfMachine *m, const VmfMachineConfig *c, GError **error)
 {
-    m->guest = vmf_guest_new("rv32", c->uuid, &vmf_machine_guest_ops, m);
+    m->guest = vmf_guest_new(m->backend->architecture, c->uuid, &vmf_machine_guest_ops, m);
     set_properties(m, c);
-    if (!open_console(m, c->console_path, error) || !add_memory(m, c, error) || !vmf_machine_add_devices(m, error))
-        return false;
-    add_dirty_log(m);
-    m->cpu.mmio_read = vmf_machine_mmio_read;
-    m->cpu.mmio_write = vmf_machine_mmio_write;
-    m->cpu.opaque = m;
-    vmf_rv32_reset(&m->cpu.state, GUEST_ROM_BASE);
-    return true;
+    return open_console(m, c->console_path, error) && add_memory(m, c, error) && m->backend->create(m, c, error);
 }
 
 VmfMachine *vmf_machine_new(const VmfMachineConfig *config, GError **error)
 {
     g_autoptr(VmfMachine) m = NULL;
 
-    if (!check_config(config, error))
+    const VmfBackend *backend = find_backend(config, error);
+
+    if (!backend || !check_config(config, backend, error))
         return NULL;
     m = g_new0(VmfMachine, 1);
+    m->backend = backend;
     m->name = g_strdup(config->name);
     m->unpaced = config->unpaced;
     m->console_fd = -1;
     read_boot_id(m->boot_id);
     vmf_vcpu_init(m);
-    if (!assemble(m, config, error) || !vmf_vcpu_create(m, error))
+    if (!assemble(m, config, error))
         return NULL;
     return g_steal_pointer(&m);
 }
@@ -197,10 +196,12 @@ void vmf_machine_free(VmfMachine *m)
     if (!m)
         return;
     vmf_vcpu_destroy(m);
+    m->backend->destroy(m);
+    vmf_vcpu_clear(m);
     g_clear_pointer(&m->guest, vmf_guest_free);
-    vmf_rv32_log_free(m->dirty_log);
     if (m->console_fd >= 0)
         close(m->console_fd);
+    g_free(m->failure);
     g_free(m->name);
     g_free(m);
 }
@@ -230,10 +231,12 @@ bool vmf_machine_stop(VmfMachine *m, GError **error)
 
 void vmf_machine_get_info(VmfMachine *m, VmfMachineInfo *info)
 {
-    *info = (VmfMachineInfo){.backend = "rv32"};
+    *info = (VmfMachineInfo){.backend = m->backend->name};
     for (unsigned block = 0; block < N_BLOCKS; block++)
         info->memory_bytes += vmf_ram_block_size(vmf_guest_ram(m->guest, block));
     pthread_mutex_lock(&m->lock);
+    info->dirty_log = m->dirty_log_name;
+    info->vcpus = m->n_vcpus;
     info->running = m->want_run;
     info->instructions = m->instructions;
     info->beats = m->beat.beats;
@@ -247,7 +250,7 @@ void vmf_machine_get_info(VmfMachine *m, VmfMachineInfo *info)
     pthread_mutex_unlock(&m->lock);
 }
 
-static bool check_stopped(VmfMachine *m, const char *operation, GError **error)
+bool vmf_machine_check_stopped(VmfMachine *m, const char *operation, GError **error)
 {
     if (!vmf_machine_is_running(m))
         return true;
@@ -257,7 +260,7 @@ static bool check_stopped(VmfMachine *m, const char *operation, GError **error)
 
 bool vmf_machine_release_ram(VmfMachine *m, GError **error)
 {
-    if (!check_stopped(m, "release memory", error))
+    if (!vmf_machine_check_stopped(m, "release memory", error))
         return false;
     pthread_mutex_lock(&m->lock);
     m->released = true;
@@ -294,20 +297,9 @@ bool vmf_machine_hash(VmfMachine *m, uint8_t out[16], GError **error)
     XXH128_canonical_t canonical;
 
     memset(out, 0, 16);
-    if (!check_stopped(m, "hash", error) || !vmf_machine_append_state(m, state, error))
+    if (!vmf_machine_check_stopped(m, "hash", error) || !m->backend->append_state(m, state, error))
         return false;
     XXH128_canonicalFromHash(&canonical, digest(m, state));
     memcpy(out, canonical.digest, 16);
     return true;
-}
-
-bool vmf_machine_run_to(VmfMachine *m, uint64_t instruction, GError **error)
-{
-    if (!check_stopped(m, "run", error))
-        return false;
-    if (m->cpu.state.instructions == instruction)
-        return true; /* and 0 would mean: do not stop anywhere */
-    if (!vmf_machine_stop_at(m, instruction, error) || !vmf_machine_start(m, error))
-        return false;
-    return vmf_machine_stop(m, error);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The reference VMM: one guest with memory, a vCPU and a few devices, behind the embedder's interface
+ * The reference VMM: one guest with memory, vCPUs and a few devices, behind the embedder's interface
  * (vmferry/guest.h).
  *
  * Every function here may be called from any thread, one at a time for each machine; vmf_machine_get_info() and
@@ -17,6 +17,9 @@ typedef struct VmfMachine VmfMachine;
 
 typedef struct {
     const char *name;      /* for messages; copied */
+    const char *backend;   /* NULL, "auto" or "rv32" */
+    unsigned vcpus;        /* 0: one. rv32 has one */
+    const char *dirty_log; /* "auto" (also NULL) or "rv32" */
     uint64_t memory_bytes; /* main memory: 256 KiB to 2 GiB, a multiple of 4096 */
     VmfRamBackend ram_backend;
     bool huge_pages;                 /* advise transparent huge pages (anon) */
@@ -24,17 +27,19 @@ typedef struct {
     uint64_t
         set_bytes; /* over that much memory, which it fills first; 0 with a dirty rate: 16 MiB, or half of memory */
     uint32_t seed; /* of the order in which pages are written, and of what is written */
-    bool unpaced;  /* as fast as the host can, instead of 100 million instructions a second */
+    bool unpaced;  /* rv32: as fast as the host can, instead of 100 million instructions a second */
     const char *console_path; /* appended to; NULL: the console goes nowhere */
     uint8_t uuid[16];
 } VmfMachineConfig;
 
 typedef struct {
-    const char *backend; /* "rv32" */
+    const char *backend; /* "rv32" or "kvm" */
     bool running;
     uint64_t memory_bytes; /* all RAM blocks */
-    uint64_t instructions; /* executed, or skipped in sleep: the guest's clock; may lag by a quarter of a guest
-                              millisecond */
+    const char *dirty_log; /* "rv32", "kvm-bitmap", … */
+    unsigned vcpus;
+    uint64_t instructions; /* rv32: executed, or skipped in sleep: the guest's clock; may lag by a quarter of a guest
+                              millisecond. kvm: 0 */
     uint64_t beats;
     uint64_t guest_errors;        /* found by the guest's check of itself */
     uint64_t guest_error_address; /* of the latest one */
@@ -78,19 +83,19 @@ bool vmf_machine_release_ram(VmfMachine *machine, GError **error);
 
 /*
  * Digest of all that is the guest's: memory of all blocks, registers, devices; not of host clocks. The guest is
- * stopped. Two guests with the same configuration have the same digest at the same instruction count, whatever happened
+ * stopped. Two rv32 guests with the same configuration have the same digest at the same instruction count, whatever happened
  * to them on the way.
  */
 bool vmf_machine_hash(VmfMachine *machine, uint8_t out[16], GError **error);
 
 /*
- * For tests. The next stop, whoever asks for it, happens at exactly this instruction count: the vCPU never goes beyond
+ * For tests; rv32 only. The next stop, whoever asks for it, happens at exactly this instruction count: the vCPU never goes beyond
  * it (it waits there for the stop), and a stop that comes early returns when it is reached, which is not paced. The
  * stop uses it up. 0: off. False: the count is passed already.
  */
 bool vmf_machine_stop_at(VmfMachine *machine, uint64_t instruction, GError **error);
 
-/* Runs a stopped guest to exactly this instruction count, unpaced, and stops it there. */
+/* rv32 only. Runs a stopped guest to exactly this instruction count, unpaced, and stops it there. */
 bool vmf_machine_run_to(VmfMachine *machine, uint64_t instruction, GError **error);
 
 G_END_DECLS

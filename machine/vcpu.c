@@ -2,22 +2,15 @@
 /*
  * Theory of Operation
  *
- * The vCPU thread runs slices of a quarter of a guest millisecond and looks between them, under the lock, at what is
- * asked of it; so a stop takes the time of a slice at most. Standing still, it waits on the condition variable.
- *
- * Time: guest milliseconds end at multiples of GUEST_TICK instructions, and the thread sleeps there until the real
- * millisecond ends too. Throttling makes the real one longer. Nothing of this can be seen by the guest, whose clock
- * counts instructions. A thread that has fallen behind catches up, but not by more than LAG_MAX_NS: after a pause there
- * is no burst.
+ * Run control, whatever executes the guest. Each vCPU has a thread that belongs to the backend; it runs slices and looks between
+ * them, under the lock, at what is asked of it. Standing still, it waits on the condition variable. Whoever needs the guest to
+ * stand says so in a field, kicks the vCPUs (a backend whose slices end by themselves needs no kick) and waits until all stand.
  */
 #include "machine/machine-private.h"
 #include <time.h>
 #include <vmferry/error.h>
 
 #define NS_PER_SECOND 1000000000ull
-#define TICK_NS 1000000ull
-#define LAG_MAX_NS (10 * TICK_NS)
-#define SLICE (GUEST_TICK / 4)
 
 uint64_t vmf_machine_clock_ns(clockid_t clock)
 {
@@ -27,95 +20,55 @@ uint64_t vmf_machine_clock_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
 }
 
-/* Waits for a change until @due_ns; false once that is past. */
-static bool wait_change(VmfMachine *m, uint64_t due_ns)
+bool vmf_machine_wait(VmfMachine *m, uint64_t due_ns)
 {
     struct timespec due = {.tv_sec = (time_t)(due_ns / NS_PER_SECOND), .tv_nsec = (long)(due_ns % NS_PER_SECOND)};
 
     return pthread_cond_timedwait(&m->changed, &m->lock, &due) == 0;
 }
 
-/* ---- the vCPU thread, with the lock held unless stated ----------------------------------------------------------- */
+/* ---- vCPU threads, with the lock held ---------------------------------------------------------------------------- */
 
-static bool may_run(VmfMachine *m)
+/*
+ * One broadcast for each time a vCPU comes to stand, none while it goes on standing: vCPUs that woke each other with it would
+ * never be quiet.
+ */
+void vmf_vcpu_stand(VmfMachine *m, bool (*may_run)(VmfMachine *))
 {
-    if (m->stop_at && m->cpu.state.instructions >= m->stop_at) {
-        m->finishing = false;
-        return false;
-    }
-    return !m->holds && (m->want_run || m->finishing);
-}
-
-static void stand(VmfMachine *m)
-{
-    m->standing = true;
+    m->n_standing++;
     pthread_cond_broadcast(&m->changed);
-    pthread_cond_wait(&m->changed, &m->lock);
-    m->standing = false;
+    do
+        pthread_cond_wait(&m->changed, &m->lock);
+    while (!m->quit && !may_run(m));
+    m->n_standing--;
 }
 
-/* Runs to the end of the slice, or to the point where it is to stop. */
-static void run_slice(VmfMachine *m)
+static bool all_stand(const VmfMachine *m)
 {
-    uint64_t limit = (m->cpu.state.instructions / SLICE + 1) * SLICE;
+    return m->n_standing == m->n_vcpus;
+}
 
-    if (m->stop_at && limit > m->stop_at)
-        limit = m->stop_at;
-    m->executing = true;
+/* Something changed that a vCPU should look at. */
+static void tell_vcpus(VmfMachine *m)
+{
+    pthread_cond_broadcast(&m->changed);
+    if (m->backend->kick)
+        m->backend->kick(m);
+}
+
+void vmf_vcpu_enter(VmfMachine *m, unsigned vcpu)
+{
+    m->turns[vcpu].executing = true;
     pthread_mutex_unlock(&m->lock);
-    vmf_rv32_run(&m->cpu, limit);
+}
+
+void vmf_vcpu_leave(VmfMachine *m, unsigned vcpu)
+{
     pthread_mutex_lock(&m->lock);
-    m->executing = false;
-    m->slices++;
+    m->turns[vcpu].executing = false;
+    m->turns[vcpu].slices++;
     if (m->passing)
         pthread_cond_broadcast(&m->changed);
-    m->instructions = m->cpu.state.instructions;
-}
-
-/* When the guest millisecond that just ended is to end in real time. */
-static uint64_t tick_due_ns(const VmfMachine *m, uint64_t now_ns)
-{
-    uint64_t share = 100 - m->throttle_percent;
-    uint64_t due_ns;
-
-    if (m->unpaced)
-        return now_ns + (now_ns - m->tick_began_ns) * m->throttle_percent / share;
-    due_ns = m->due_ns + TICK_NS * 100 / share;
-    return m->due_ns == 0 || now_ns > due_ns + LAG_MAX_NS ? now_ns : due_ns;
-}
-
-static void pace(VmfMachine *m)
-{
-    unsigned percent = m->throttle_percent;
-    uint64_t now_ns;
-
-    if (m->cpu.state.instructions % GUEST_TICK || m->finishing)
-        return;
-    now_ns = vmf_machine_clock_ns(CLOCK_MONOTONIC);
-    m->due_ns = tick_due_ns(m, now_ns);
-    while (now_ns < m->due_ns && may_run(m) && !m->finishing && !m->quit && m->throttle_percent == percent) {
-        if (!wait_change(m, m->due_ns))
-            break;
-        now_ns = vmf_machine_clock_ns(CLOCK_MONOTONIC);
-    }
-    m->tick_began_ns = vmf_machine_clock_ns(CLOCK_MONOTONIC);
-}
-
-static void *vcpu_main(void *opaque)
-{
-    VmfMachine *m = opaque;
-
-    pthread_mutex_lock(&m->lock);
-    while (!m->quit) {
-        if (!may_run(m)) {
-            stand(m);
-            continue;
-        }
-        run_slice(m);
-        pace(m);
-    }
-    pthread_mutex_unlock(&m->lock);
-    return NULL;
 }
 
 /* ---- other threads ----------------------------------------------------------------------------------------------- */
@@ -131,24 +84,30 @@ void vmf_vcpu_init(VmfMachine *m)
     pthread_condattr_destroy(&attributes);
 }
 
-bool vmf_vcpu_create(VmfMachine *m, GError **error)
+bool vmf_vcpu_create(VmfMachine *m, void *(*vcpu_main)(void *), void *opaque, GError **error)
 {
-    int result = pthread_create(&m->thread, NULL, vcpu_main, m);
-    m->has_thread = result == 0;
-    if (!m->has_thread)
+    unsigned vcpu = m->n_vcpus;
+    int result = pthread_create(&m->turns[vcpu].thread, NULL, vcpu_main, opaque);
+
+    if (result == 0)
+        m->n_vcpus++;
+    else
         g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "machine: vCPU thread: %s", g_strerror(result));
-    return m->has_thread;
+    return result == 0;
 }
 
 void vmf_vcpu_destroy(VmfMachine *m)
 {
-    if (m->has_thread) {
-        pthread_mutex_lock(&m->lock);
-        m->quit = true;
-        pthread_cond_broadcast(&m->changed);
-        pthread_mutex_unlock(&m->lock);
-        pthread_join(m->thread, NULL);
-    }
+    pthread_mutex_lock(&m->lock);
+    m->quit = true;
+    tell_vcpus(m);
+    pthread_mutex_unlock(&m->lock);
+    for (unsigned vcpu = 0; vcpu < m->n_vcpus; vcpu++)
+        pthread_join(m->turns[vcpu].thread, NULL);
+}
+
+void vmf_vcpu_clear(VmfMachine *m)
+{
     pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
 }
@@ -157,8 +116,8 @@ void vmf_vcpu_hold(VmfMachine *m)
 {
     pthread_mutex_lock(&m->lock);
     m->holds++;
-    pthread_cond_broadcast(&m->changed);
-    while (!m->standing)
+    tell_vcpus(m);
+    while (!all_stand(m))
         pthread_cond_wait(&m->changed, &m->lock);
 }
 
@@ -174,10 +133,16 @@ void vmf_vcpu_pass(void *opaque)
     VmfMachine *m = opaque;
 
     pthread_mutex_lock(&m->lock);
-    uint64_t slice = m->slices;
+    uint64_t slices[VMF_VCPUS_MAX];
+    for (unsigned i = 0; i < m->n_vcpus; i++)
+        slices[i] = m->turns[i].slices;
     m->passing++;
-    while (m->executing && m->slices == slice)
-        pthread_cond_wait(&m->changed, &m->lock);
+    if (m->backend->kick)
+        m->backend->kick(m);
+    for (unsigned i = 0; i < m->n_vcpus; i++) {
+        while (m->turns[i].executing && m->turns[i].slices == slices[i])
+            pthread_cond_wait(&m->changed, &m->lock);
+    }
     m->passing--;
     pthread_mutex_unlock(&m->lock);
 }
@@ -196,7 +161,8 @@ static void begin_to_run(VmfMachine *m, bool by_owner)
 bool vmf_vcpu_start(VmfMachine *m, bool by_owner, GError **error)
 {
     pthread_mutex_lock(&m->lock);
-    const char *why = m->released            ? "the guest has moved away and its memory is released"
+    const char *why = m->failure             ? m->failure
+                      : m->released          ? "the guest has moved away and its memory is released"
                       : by_owner && m->taken ? "the guest is being handed over"
                                              : NULL;
     if (!why) {
@@ -220,8 +186,8 @@ void vmf_vcpu_stop(VmfMachine *m, bool by_owner)
     m->taken |= m->lent && !by_owner;
     m->finishing = m->want_run && m->stop_at;
     m->want_run = false;
-    pthread_cond_broadcast(&m->changed);
-    while (!m->standing || m->finishing)
+    tell_vcpus(m);
+    while (!all_stand(m) || m->finishing)
         pthread_cond_wait(&m->changed, &m->lock);
     m->stop_at = 0;
     pthread_mutex_unlock(&m->lock);
@@ -247,21 +213,6 @@ bool vmf_machine_is_running(VmfMachine *m)
     bool running = m->want_run;
     pthread_mutex_unlock(&m->lock);
     return running;
-}
-
-bool vmf_machine_stop_at(VmfMachine *m, uint64_t instruction, GError **error)
-{
-    vmf_vcpu_hold(m);
-    uint64_t count = m->cpu.state.instructions;
-    bool passed = instruction && instruction < count;
-    if (!passed)
-        m->stop_at = instruction;
-    vmf_vcpu_unhold(m);
-    if (passed)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE,
-                    "%s: stop at instruction %" G_GUINT64_FORMAT ": %" G_GUINT64_FORMAT " are executed", m->name,
-                    instruction, count);
-    return !passed;
 }
 
 /* ---- what the engine calls --------------------------------------------------------------------------------------- */
@@ -298,7 +249,7 @@ static bool guest_gap(void *opaque, int64_t timeout_ns, uint64_t *gap_ns)
     uint64_t due_ns = vmf_machine_clock_ns(CLOCK_MONOTONIC) + (uint64_t)MAX(timeout_ns, 0);
 
     pthread_mutex_lock(&m->lock);
-    while (!m->beats_since_start && m->want_run && wait_change(m, due_ns))
+    while (!m->beats_since_start && m->want_run && vmf_machine_wait(m, due_ns))
         continue;
     bool known = m->beats_since_start && m->gap_known;
     *gap_ns = known ? m->gap_ns : 0;

@@ -44,7 +44,9 @@ struct guest_parameters {
     uint32_t pages_per_second; /* page writes; at most GUEST_PAGES_PER_SECOND_MAX */
     uint32_t set_pages;        /* working set; fewer where memory has no room for them */
     uint32_t seed;
+    uint32_t n_cpus; /* 1 to GUEST_CPUS_MAX */
 };
+#define GUEST_CPUS_MAX 8u
 #define GUEST_PAGES_PER_SECOND_MAX 10000000u
 
 #endif
