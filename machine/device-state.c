@@ -197,8 +197,8 @@ const VmfDeviceState vmf_beat_state = {
 
 /* ---- all of them ------------------------------------------------------------------------------------------------- */
 
-const VmfDeviceState *const vmf_machine_device_states[VMF_MACHINE_DEVICES] = {
-    &cpu_state, &timer_state, &vmf_console_state, &vmf_beat_state};
+const VmfDeviceState *const vmf_machine_device_states[VMF_MACHINE_DEVICES] = {&cpu_state, &timer_state,
+                                                                              &vmf_console_state, &vmf_beat_state};
 
 void *vmf_machine_device(VmfMachine *m, unsigned index)
 {

@@ -17,9 +17,9 @@
  * before the exchange clears it while the store becomes visible only after the page was read, and the write is lost. It
  * would need a full fence between the two, which costs what the locked instruction costs.
  *
- * Between the store and the fetch_or the vCPU's thread may be off its processor for milliseconds. Whoever reads the page
- * then sees a change that the log does not explain yet. So a harvest first lets the vCPU get past the instruction it is
- * at: what was visible when the harvest began is in it.
+ * Between the store and the fetch_or the vCPU's thread may be off its processor for milliseconds. Whoever reads the
+ * page then sees a change that the log does not explain yet. So a harvest first lets the vCPU get past the instruction
+ * it is at: what was visible when the harvest began is in it.
  *
  * The summary is cleared before the words and set after them, so a word other than zero never hides behind a clear
  * summary bit. A summary bit over a zero word is harmless. Here the shortcut is sound: the load of the summary follows
@@ -58,6 +58,59 @@ void vmf_log_bitmap_destroy(VmfLogBitmap *bitmap)
     *bitmap = (VmfLogBitmap){0};
 }
 
+/* ---- bitmaps ----------------------------------------------------------------------------------------------------- */
+
+/* One summary word: reports the stretch from the first to the last of its words that are set. */
+static void harvest_group(VmfLogBitmap *bitmap, uint64_t group, uint64_t bits, VmfLogBitmapReport report,
+                          void *report_opaque)
+{
+    unsigned first = __builtin_ctzll(bits);
+    unsigned end = 64 - __builtin_clzll(bits);
+    uint64_t words[64];
+    uint64_t any = 0;
+
+    for (unsigned i = first; i < end; i++) {
+        words[i] = bits >> i & 1 ? atomic_load_explicit(&bitmap->words[group * 64 + i], memory_order_acquire) : 0;
+        any |= words[i];
+    }
+    if (any)
+        report(report_opaque, group * 64 + first, words + first, end - first);
+}
+
+void vmf_log_bitmap_report(VmfLogBitmap *bitmap, VmfLogBitmapReport report, void *report_opaque)
+{
+    for (uint64_t group = 0; group < bitmap->n_summary; group++) {
+        uint64_t bits = atomic_load_explicit(&bitmap->summary[group], memory_order_acquire);
+
+        if (bits)
+            harvest_group(bitmap, group, bits, report, report_opaque);
+    }
+}
+
+/* Clears the pages of @mask in @word and returns those that were set. */
+static uint64_t clear_word(VmfLogBitmap *bitmap, uint64_t word, uint64_t mask)
+{
+    if (mask != UINT64_MAX)
+        return atomic_fetch_and_explicit(&bitmap->words[word], ~mask, memory_order_seq_cst) & mask;
+    atomic_fetch_and_explicit(&bitmap->summary[word / 64], ~(1ull << (word % 64)), memory_order_seq_cst);
+    return atomic_exchange_explicit(&bitmap->words[word], 0, memory_order_seq_cst);
+}
+
+void vmf_log_bitmap_clear(VmfLogBitmap *bitmap, uint64_t first_page, uint64_t n_pages, uint64_t *words)
+{
+    uint64_t first_word = first_page / 64;
+
+    g_assert(first_page % 64 == 0 && first_page + n_pages <= bitmap->n_pages);
+    for (uint64_t i = 0; i < (n_pages + 63) / 64; i++) {
+        uint64_t left = n_pages - i * 64;
+        bool whole = left >= 64 || first_page + n_pages == bitmap->n_pages;
+
+        words[i] |= clear_word(bitmap, first_word + i, whole ? UINT64_MAX : (1ull << left) - 1);
+    }
+}
+
+/* ---- the log ----------------------------------------------------------------------------------------------------- */
+
 static void destroy_bitmaps(VmfRv32Log *log)
 {
     for (unsigned i = 0; i < log->n_blocks; i++) {
@@ -69,7 +122,7 @@ static void destroy_bitmaps(VmfRv32Log *log)
 }
 
 VmfRv32Log *vmf_rv32_log_new(const uint64_t *n_pages, unsigned n_blocks, VmfRv32LogAttach attach, VmfRv32LogPass pass,
-                               void *opaque)
+                             void *opaque)
 {
     VmfRv32Log *log = g_malloc0(sizeof(*log) + n_blocks * sizeof(log->bitmaps[0]));
 
@@ -112,25 +165,8 @@ static void dirty_log_stop(void *opaque)
     destroy_bitmaps(log);
 }
 
-typedef void (*Report)(void *opaque, uint64_t first_word, const uint64_t *words, size_t n_words);
-
-/* One summary word: reports the stretch from the first to the last of its words that are set. */
-static void harvest_group(VmfLogBitmap *bitmap, uint64_t group, uint64_t bits, Report report, void *report_opaque)
-{
-    unsigned first = __builtin_ctzll(bits);
-    unsigned end = 64 - __builtin_clzll(bits);
-    uint64_t words[64];
-    uint64_t any = 0;
-
-    for (unsigned i = first; i < end; i++) {
-        words[i] = bits >> i & 1 ? atomic_load_explicit(&bitmap->words[group * 64 + i], memory_order_acquire) : 0;
-        any |= words[i];
-    }
-    if (any)
-        report(report_opaque, group * 64 + first, words + first, end - first);
-}
-
-static bool dirty_log_harvest(void *opaque, unsigned block, Report report, void *report_opaque, GError **error)
+static bool dirty_log_harvest(void *opaque, unsigned block, VmfLogBitmapReport report, void *report_opaque,
+                              GError **error)
 {
     VmfRv32Log *log = opaque;
 
@@ -139,37 +175,16 @@ static bool dirty_log_harvest(void *opaque, unsigned block, Report report, void 
         return false;
     }
     log->pass(log->opaque);
-    for (uint64_t group = 0; group < log->bitmaps[block].n_summary; group++) {
-        uint64_t bits = atomic_load_explicit(&log->bitmaps[block].summary[group], memory_order_acquire);
-
-        if (bits)
-            harvest_group(&log->bitmaps[block], group, bits, report, report_opaque);
-    }
+    vmf_log_bitmap_report(&log->bitmaps[block], report, report_opaque);
     return true;
-}
-
-/* Clears the pages of @mask in @word and returns those that were set. */
-static uint64_t clear_word(VmfLogBitmap *bitmap, uint64_t word, uint64_t mask)
-{
-    if (mask != UINT64_MAX)
-        return atomic_fetch_and_explicit(&bitmap->words[word], ~mask, memory_order_seq_cst) & mask;
-    atomic_fetch_and_explicit(&bitmap->summary[word / 64], ~(1ull << (word % 64)), memory_order_seq_cst);
-    return atomic_exchange_explicit(&bitmap->words[word], 0, memory_order_seq_cst);
 }
 
 static void dirty_log_clear(void *opaque, unsigned block, uint64_t first_page, uint64_t n_pages, uint64_t *words)
 {
     VmfRv32Log *log = opaque;
-    VmfLogBitmap *bitmap = &log->bitmaps[block];
-    uint64_t first_word = first_page / 64;
 
-    g_assert(block < log->n_blocks && first_page % 64 == 0 && first_page + n_pages <= bitmap->n_pages);
-    for (uint64_t i = 0; i < (n_pages + 63) / 64; i++) {
-        uint64_t left = n_pages - i * 64;
-        bool whole = left >= 64 || first_page + n_pages == bitmap->n_pages;
-
-        words[i] |= clear_word(bitmap, first_word + i, whole ? UINT64_MAX : (1ull << left) - 1);
-    }
+    g_assert(block < log->n_blocks);
+    vmf_log_bitmap_clear(&log->bitmaps[block], first_page, n_pages, words);
 }
 
 const VmfDirtyLogOps vmf_rv32_log_ops = {

@@ -34,6 +34,11 @@ static inline void vmf_log_bitmap_mark(VmfLogBitmap *bitmap, uint64_t page)
         atomic_fetch_or_explicit(&bitmap->summary[word / 64], 1ull << (word % 64), memory_order_seq_cst);
 }
 
+typedef void (*VmfLogBitmapReport)(void *opaque, uint64_t first_word, const uint64_t *words, size_t n_words);
+/* As VmfDirtyLogOps.harvest and .clear. */
+void vmf_log_bitmap_report(VmfLogBitmap *bitmap, VmfLogBitmapReport report, void *report_opaque);
+void vmf_log_bitmap_clear(VmfLogBitmap *bitmap, uint64_t first_page, uint64_t n_pages, uint64_t *words);
+
 /* Which bitmaps the vCPU writes: called while a log starts and stops, with NULL for none. Returns when the vCPU has
  * seen it. */
 typedef void (*VmfRv32LogAttach)(void *opaque, VmfLogBitmap *bitmaps);
@@ -43,7 +48,7 @@ typedef void (*VmfRv32LogPass)(void *opaque);
 typedef struct VmfRv32Log VmfRv32Log;
 /* @n_pages: pages of each of the @n_blocks blocks, in the order of the guest's list. */
 VmfRv32Log *vmf_rv32_log_new(const uint64_t *n_pages, unsigned n_blocks, VmfRv32LogAttach attach, VmfRv32LogPass pass,
-                               void *opaque);
+                             void *opaque);
 void vmf_rv32_log_free(VmfRv32Log *log);
 
 /* The opaque of these is a VmfRv32Log. */

@@ -67,11 +67,18 @@ typedef struct {
     void (*destroy)(VmfMachine *machine);
     /* Ends the slices that vCPUs are in, soon. Lock held. NULL: they end by themselves. */
     void (*kick)(VmfMachine *machine);
+    /* The engine has stopped the guest: reads what device state is made of. NULL: nothing to do before it is saved. */
+    bool (*stopped)(VmfMachine *machine, GError **error);
+    /* throttle_percent has changed. Lock held. NULL: it is looked at when it matters. */
+    void (*throttle)(VmfMachine *machine);
     /* The guest's part of the device state, for a digest: appended to @bytes. The vCPUs stand. */
     bool (*append_state)(VmfMachine *machine, GByteArray *bytes, GError **error);
 } VmfBackend;
 
 extern const VmfBackend vmf_rv32_backend;
+extern const VmfBackend vmf_kvm_backend;
+/* kvm-probe.c: whether a guest runs here. False with @error, which says why not. */
+bool vmf_kvm_works(GError **error);
 
 struct VmfMachine {
     const VmfBackend *backend;

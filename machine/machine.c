@@ -30,15 +30,15 @@ static bool list_has(const char *const *names, const char *name)
 static bool check_backend(const VmfMachineConfig *c, const VmfBackend *backend, GError **error)
 {
     if (c->vcpus > backend->vcpus_max) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: backend %s has at most %u vCPUs", c->name, backend->name,
-                    backend->vcpus_max);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: backend %s has at most %u vCPUs", c->name,
+                    backend->name, backend->vcpus_max);
         return false;
     }
     if (c->dirty_log && strcmp(c->dirty_log, "auto") != 0 && !list_has(backend->dirty_logs, c->dirty_log)) {
         g_autofree char *names = g_strjoinv(", ", (char **)backend->dirty_logs);
 
-        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: dirty log '%s': backend %s has auto, %s", c->name, c->dirty_log,
-                    backend->name, names);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: dirty log '%s': backend %s has auto, %s", c->name,
+                    c->dirty_log, backend->name, names);
         return false;
     }
     return true;
@@ -62,9 +62,14 @@ static bool check_config(const VmfMachineConfig *c, const VmfBackend *backend, G
 
 static const VmfBackend *find_backend(const VmfMachineConfig *c, GError **error)
 {
-    if (!c->backend || strcmp(c->backend, "auto") == 0 || strcmp(c->backend, "rv32") == 0)
+    if (!c->backend || strcmp(c->backend, "rv32") == 0)
         return &vmf_rv32_backend;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: backend '%s': expected auto or rv32", c->name, c->backend);
+    if (strcmp(c->backend, "kvm") == 0)
+        return &vmf_kvm_backend;
+    if (strcmp(c->backend, "auto") == 0)
+        return vmf_kvm_works(NULL) ? &vmf_kvm_backend : &vmf_rv32_backend;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: machine: backend '%s': expected auto, rv32 or kvm", c->name,
+                c->backend);
     return NULL;
 }
 

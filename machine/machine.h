@@ -17,10 +17,10 @@ typedef struct VmfMachine VmfMachine;
 
 typedef struct {
     const char *name;      /* for messages; copied */
-    const char *backend;   /* NULL, "auto" or "rv32" */
-    unsigned vcpus;        /* 0: one. rv32 has one */
-    const char *dirty_log; /* "auto" (also NULL) or "rv32" */
-    uint64_t memory_bytes; /* main memory: 256 KiB to 2 GiB, a multiple of 4096 */
+    const char *backend;   /* "rv32" (also NULL), "kvm", or "auto": kvm where it works */
+    unsigned vcpus;        /* 0: one. rv32 has one, kvm up to 8 */
+    const char *dirty_log; /* "auto" (also NULL), or by name: "rv32"; on kvm "kvm-bitmap", "kvm-ring" or "uffd-wp" */
+    uint64_t memory_bytes; /* main memory: 256 KiB to 2 GiB (1792 MiB on kvm), a multiple of 4096 */
     VmfRamBackend ram_backend;
     bool huge_pages;                 /* advise transparent huge pages (anon) */
     uint64_t dirty_bytes_per_second; /* the guest writes a page for every 4096 of these */

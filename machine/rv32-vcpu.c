@@ -2,8 +2,8 @@
 /*
  * Theory of Operation
  *
- * The thread of the RV32 hart runs slices of a quarter of a guest millisecond and looks between them, under the lock, at what is
- * asked of it; so a stop takes the time of a slice at most.
+ * The thread of the RV32 hart runs slices of a quarter of a guest millisecond and looks between them, under the lock,
+ * at what is asked of it; so a stop takes the time of a slice at most.
  *
  * Time: guest milliseconds end at multiples of GUEST_TICK instructions, and the thread sleeps there until the real
  * millisecond ends too. Throttling makes the real one longer. Nothing of this can be seen by the guest, whose clock
@@ -89,15 +89,14 @@ void *vmf_rv32_vcpu_main(void *opaque)
     return NULL;
 }
 
-
 /* ---- stopping at a point of the run ------------------------------------------------------------------------------ */
 
 static bool counts_instructions(const VmfMachine *m, GError **error)
 {
     if (m->backend == &vmf_rv32_backend)
         return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: stop at an instruction: backend %s does not count them", m->name,
-                m->backend->name);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: stop at an instruction: backend %s does not count them",
+                m->name, m->backend->name);
     return false;
 }
 

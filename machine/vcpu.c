@@ -2,9 +2,10 @@
 /*
  * Theory of Operation
  *
- * Run control, whatever executes the guest. Each vCPU has a thread that belongs to the backend; it runs slices and looks between
- * them, under the lock, at what is asked of it. Standing still, it waits on the condition variable. Whoever needs the guest to
- * stand says so in a field, kicks the vCPUs (a backend whose slices end by themselves needs no kick) and waits until all stand.
+ * Run control, whatever executes the guest. Each vCPU has a thread that belongs to the backend; it runs slices and
+ * looks between them, under the lock, at what is asked of it. Standing still, it waits on the condition variable.
+ * Whoever needs the guest to stand says so in a field, kicks the vCPUs (a backend whose slices end by themselves needs
+ * no kick) and waits until all stand.
  */
 #include "machine/machine-private.h"
 #include <time.h>
@@ -30,8 +31,8 @@ bool vmf_machine_wait(VmfMachine *m, uint64_t due_ns)
 /* ---- vCPU threads, with the lock held ---------------------------------------------------------------------------- */
 
 /*
- * One broadcast for each time a vCPU comes to stand, none while it goes on standing: vCPUs that woke each other with it would
- * never be quiet.
+ * One broadcast for each time a vCPU comes to stand, none while it goes on standing: vCPUs that woke each other with it
+ * would never be quiet.
  */
 void vmf_vcpu_stand(VmfMachine *m, bool (*may_run)(VmfMachine *))
 {
@@ -219,8 +220,10 @@ bool vmf_machine_is_running(VmfMachine *m)
 
 static bool guest_stop(void *opaque, GError **error)
 {
-    vmf_vcpu_stop(opaque, false);
-    return true;
+    VmfMachine *m = opaque;
+
+    vmf_vcpu_stop(m, false);
+    return !m->backend->stopped || m->backend->stopped(m, error);
 }
 
 static bool guest_start(void *opaque, GError **error)
@@ -239,6 +242,8 @@ static void guest_throttle(void *opaque, unsigned percent)
 
     pthread_mutex_lock(&m->lock);
     m->throttle_percent = MIN(percent, 99);
+    if (m->backend->throttle)
+        m->backend->throttle(m);
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
 }

@@ -23,7 +23,8 @@ static const char description[] =
     "its memory and backend must be those of the guest that comes.";
 
 typedef struct {
-    char *memory, *backend, *guest, *ram, *incoming, *console, *state_dir, *host_name, *uuid;
+    int vcpus;
+    char *dirty_log, *memory, *backend, *guest, *ram, *incoming, *console, *state_dir, *host_name, *uuid;
     gboolean paused, daemon, unpaced, small_pages, insecure;
 } Options;
 
@@ -42,7 +43,7 @@ typedef struct {
 static void clear(Run *run)
 {
     Options *o = &run->options;
-    char *strings[] = {o->memory,    o->backend,   o->guest, o->ram,           o->incoming,      o->console,
+    char *strings[] = {o->dirty_log, o->memory,    o->backend,   o->guest, o->ram,           o->incoming,      o->console,
                        o->state_dir, o->host_name, o->uuid,  run->socket_path, run->console_path};
 
     vmf_control_free(run->control);
@@ -64,7 +65,11 @@ static bool parse_options(Run *run, int argc, char **argv, int *exit_code)
     Options *o = &run->options;
     const GOptionEntry entries[] = {
         {"memory", 0, 0, G_OPTION_ARG_STRING, &o->memory, "The guest's memory (256M)", "SIZE"},
-        {"backend", 0, 0, G_OPTION_ARG_STRING, &o->backend, "What executes the guest: auto or rv32 (auto)", "NAME"},
+        {"backend", 0, 0, G_OPTION_ARG_STRING, &o->backend,
+         "What executes the guest: rv32, kvm, or auto, which is kvm where it works (rv32)", "NAME"},
+        {"vcpus", 0, 0, G_OPTION_ARG_INT, &o->vcpus, "How many vCPUs it has: 1 to 8 on kvm (1)", "N"},
+        {"dirty-log", 0, 0, G_OPTION_ARG_STRING, &o->dirty_log,
+         "How its writes are recorded: auto, rv32, kvm-bitmap, kvm-ring or uffd-wp (auto)", "NAME"},
         {"guest", 0, 0, G_OPTION_ARG_STRING, &o->guest,
          "What the guest does: dirty=SIZE,set=SIZE,seed=N (nothing but beat)", "WORK"},
         {"ram", 0, 0, G_OPTION_ARG_STRING, &o->ram, "What its memory is made of: anon or memfd (anon)", "KIND"},
@@ -92,9 +97,18 @@ static bool parse_options(Run *run, int argc, char **argv, int *exit_code)
 
 static bool parse_backend(const char *name, GError **error)
 {
-    if (!name || strcmp(name, "auto") == 0 || strcmp(name, "rv32") == 0)
+    if (!name || strcmp(name, "auto") == 0 || strcmp(name, "rv32") == 0 || strcmp(name, "kvm") == 0)
         return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "'%s': expected auto or rv32", name);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "'%s': expected auto, rv32 or kvm", name);
+    return false;
+}
+
+static bool parse_vcpus(int n, unsigned *vcpus, GError **error)
+{
+    *vcpus = (unsigned)n;
+    if (n >= 0 && n <= 8)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%d: expected 1 to 8", n);
     return false;
 }
 
@@ -153,9 +167,12 @@ static bool configure(Run *run, GError **error)
     config->huge_pages = !o->small_pages;
     config->unpaced = o->unpaced;
     config->name = run->name;
+    config->backend = o->backend;
+    config->dirty_log = o->dirty_log;
     return vmf_check_machine_name(run->name, error) &&
            named(!o->memory || vmf_parse_size(o->memory, &config->memory_bytes, error), "--memory", error) &&
            named(parse_backend(o->backend, error), "--backend", error) &&
+           named(parse_vcpus(o->vcpus, &config->vcpus, error), "--vcpus", error) &&
            named(!o->guest || vmf_parse_workload(o->guest, config, error), "--guest", error) &&
            named(!o->ram || vmf_ram_backend_parse(o->ram, &config->ram_backend, error), "--ram", error) &&
            named(parse_uuid(o->uuid, run, config->uuid, error), "--uuid", error);

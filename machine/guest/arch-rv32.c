@@ -14,6 +14,7 @@ __asm__(".section .start, \"ax\"\n"
         "  j 1b\n"
         "2: la a0, trap_entry\n"
         "  csrw mtvec, a0\n"
+        "  li a0, 0\n"
         "  j guest_main\n");
 
 #define TIMER_INTERRUPT 0x80000007u
@@ -53,10 +54,10 @@ static __attribute__((interrupt("machine"), aligned(4), used)) void trap_entry(v
     __asm__ volatile("csrr %0, mcause" : "=r"(cause));
     if (cause != TIMER_INTERRUPT) {
         __asm__ volatile("csrr %0, mepc" : "=r"(address));
-        guest_exception(cause, address);
+        guest_exception(0, cause, address);
     }
     advance_timer();
-    guest_tick();
+    guest_tick(0);
 }
 
 void arch_start_timer(void)

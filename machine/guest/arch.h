@@ -9,7 +9,7 @@ const struct guest_parameters *arch_parameters(void);
 /* First byte of main memory that program, data and stack do not use; page aligned. */
 uint8_t *arch_free_memory(void);
 
-/* Starts the timer: guest_tick() is called each guest millisecond from now on, as an interrupt. */
+/* Starts this CPU's timer: guest_tick() is called each guest millisecond from now on, as an interrupt. */
 void arch_start_timer(void);
 /* Sleeps until *ticks, which guest_tick() changes, is other than @seen. */
 void arch_wait(const volatile uint32_t *ticks, uint32_t seen);
@@ -20,11 +20,11 @@ void arch_console(char c);
 /* No interrupt, no instruction that matters, for ever. */
 _Noreturn void arch_halt(void);
 
-/* guest.c; on the boot stack, interrupts off */
-_Noreturn void guest_main(void);
-/* guest.c; from the timer interrupt */
-void guest_tick(void);
+/* guest.c; on each CPU once, those but the first in any order. No tick before arch_start_timer() */
+_Noreturn void guest_main(unsigned cpu);
+/* guest.c; from the timer interrupt of that CPU */
+void guest_tick(unsigned cpu);
 /* guest.c; an exception that the program never causes by itself */
-_Noreturn void guest_exception(uint32_t cause, uint32_t address);
+_Noreturn void guest_exception(unsigned cpu, uint32_t cause, uint32_t address);
 
 #endif

@@ -33,6 +33,14 @@
 #define GUEST_REG_TIMER_HIGH 0x1c /* read and write */
 #define GUEST_MMIO_SIZE 0x20
 
+/* On x86-64 the devices are at ports instead, the timer is the local APIC's, and the program's image may have 32 KiB: what
+ * follows it are the page tables, made by the VMM. */
+#define GUEST_PORT_SERIAL 0x3f8u /* a 16550's first port; 8 bits */
+#define GUEST_PORT_BEAT 0x600u   /* 32 bits */
+#define GUEST_PORT_ERROR 0x604u  /* 32 bits */
+#define GUEST_PORT_END 0x608u
+#define GUEST_PAGE_TABLES_OFFSET 0x8000u
+
 /* At the start of the ROM's last page; little-endian. */
 #define GUEST_PARAMETERS_OFFSET (GUEST_ROM_SIZE - 4096u)
 #define GUEST_PARAMETERS_MAGIC 0x31504756u /* "VGP1" */

@@ -15,6 +15,9 @@
  * on pages are written at the set rate. What is left of the time goes to a background sweep over all regions and the
  * ROM, at a few pages a millisecond, and to sleep.
  *
+ * With several CPUs the working set has a part for each, which only that CPU visits. The first CPU keeps the beat,
+ * speaks on the console, also for the others, and has the video memory and the ROM.
+ *
  * A page found damaged counts as one error, and is given its right content: later errors are new ones.
  *
  * No floating point, no division of 64 bits, no memory but what boot.h describes.
@@ -45,11 +48,22 @@ struct region {
     uint32_t sweep; /* the page that the background sweep looks at next */
 };
 
-static struct region set, vram;
-static volatile uint32_t ticks;
-static volatile uint32_t pages_written;
+/* Belongs to one CPU; the first one also reads those of the others. */
+struct worker {
+    struct region set;
+    volatile uint32_t ticks;
+    volatile uint32_t pages_written;
+    volatile uint32_t n_errors;
+    volatile uint32_t error_address; /* of the latest one */
+    uint32_t n_told;                 /* errors of which the console knows */
+    uint32_t cpu;
+};
+
+static struct worker workers[GUEST_CPUS_MAX];
+static struct region vram;
+static uint32_t n_workers;
+static volatile uint32_t ready; /* the first CPU has set up what the others need */
 static uint32_t seed;
-static uint32_t n_errors;
 static uint32_t n_lines;
 static uint32_t rom_index, rom_sum, rom_expected;
 
@@ -89,22 +103,37 @@ static void begin_line(void)
     put(": ");
 }
 
+static uint32_t all_errors(void)
+{
+    uint32_t sum = 0;
+
+    for (uint32_t i = 0; i < n_workers; i++)
+        sum += workers[i].n_errors;
+    return sum;
+}
+
+static uint32_t all_pages_written(void)
+{
+    uint32_t sum = 0;
+
+    for (uint32_t i = 0; i < n_workers; i++)
+        sum += workers[i].pages_written;
+    return sum;
+}
+
 static void say_status(void)
 {
     begin_line();
-    put_decimal(ticks);
+    put_decimal(workers[0].ticks);
     put(" ms, ");
-    put_decimal(pages_written);
+    put_decimal(all_pages_written());
     put(" pages written, ");
-    put_decimal(n_errors);
+    put_decimal(all_errors());
     put(" errors\n");
 }
 
-static void report_error(const char *what, uint32_t address)
+static void say_error(const char *what, uint32_t address)
 {
-    arch_error(address);
-    if (n_errors++ >= ERROR_LINES_MAX)
-        return;
     begin_line();
     put("error: ");
     put(what);
@@ -113,13 +142,37 @@ static void report_error(const char *what, uint32_t address)
     put("\n");
 }
 
-_Noreturn void guest_exception(uint32_t cause, uint32_t address)
+static void report_error(struct worker *w, const char *what, uint32_t address)
 {
-    report_error("exception", address);
-    begin_line();
-    put("halted by exception ");
-    put_decimal(cause);
-    put("\n");
+    arch_error(address);
+    w->error_address = address;
+    w->n_errors++;
+    if (w->cpu > 0 || w->n_told++ >= ERROR_LINES_MAX)
+        return;
+    say_error(what, address);
+}
+
+static void say_errors_of_others(void)
+{
+    for (uint32_t i = 1; i < n_workers; i++) {
+        struct worker *w = &workers[i];
+
+        if (w->n_told == w->n_errors || w->n_told >= ERROR_LINES_MAX)
+            continue;
+        w->n_told++;
+        say_error("another CPU's page", w->error_address);
+    }
+}
+
+_Noreturn void guest_exception(unsigned cpu, uint32_t cause, uint32_t address)
+{
+    report_error(&workers[cpu], "exception", address);
+    if (cpu == 0) {
+        begin_line();
+        put("halted by exception ");
+        put_decimal(cause);
+        put("\n");
+    }
     arch_halt();
 }
 
@@ -222,17 +275,17 @@ static uint32_t next_page(struct region *r)
     return page;
 }
 
-static void write_next(struct region *r)
+static void write_next(struct worker *w, struct region *r)
 {
     uint32_t page = next_page(r);
     uint32_t generation = next_generation(r->pass);
 
     if (r->generations[page] != r->pass)
-        report_error("generation", (uint32_t)(uintptr_t)&r->generations[page]);
+        report_error(w, "generation", (uint32_t)(uintptr_t)&r->generations[page]);
     if (exchange_page(r, page, r->pass, generation))
-        report_error("page", (uint32_t)(uintptr_t)page_words(r, page));
+        report_error(w, "page", (uint32_t)(uintptr_t)page_words(r, page));
     r->generations[page] = generation;
-    pages_written++;
+    w->pages_written++;
 }
 
 static int is_filled(const struct region *r)
@@ -241,7 +294,7 @@ static int is_filled(const struct region *r)
 }
 
 /* A table entry that is neither of the two possible generations is an error of its own; the page's is then guessed. */
-static void sweep_next(struct region *r)
+static void sweep_next(struct worker *w, struct region *r)
 {
     uint32_t page = r->sweep;
     uint32_t generation;
@@ -251,12 +304,12 @@ static void sweep_next(struct region *r)
     r->sweep = page + 1 < r->n_pages ? page + 1 : 0;
     generation = r->generations[page];
     if (generation != r->pass && generation != next_generation(r->pass)) {
-        report_error("generation", (uint32_t)(uintptr_t)&r->generations[page]);
+        report_error(w, "generation", (uint32_t)(uintptr_t)&r->generations[page]);
         generation = compare_page(r, page, r->pass) ? next_generation(r->pass) : r->pass;
         r->generations[page] = generation;
     }
     if (compare_page(r, page, generation)) {
-        report_error("page", (uint32_t)(uintptr_t)page_words(r, page));
+        report_error(w, "page", (uint32_t)(uintptr_t)page_words(r, page));
         exchange_page(r, page, generation, generation);
     }
 }
@@ -285,7 +338,15 @@ static void init_regions(const struct guest_parameters *p)
         n_set = p->set_pages;
     pages = ((uintptr_t)(tables + n_vram + n_set) + PAGE_SIZE - 1) & ~(uintptr_t)(PAGE_SIZE - 1);
     init_region(&vram, 1, (uint8_t *)(uintptr_t)p->vram_base, n_vram, tables);
-    init_region(&set, 2, (uint8_t *)pages, n_set, tables + n_vram);
+    tables += n_vram;
+    for (uint32_t i = 0; i < n_workers; i++) {
+        uint32_t n_pages = n_set / n_workers + (i < n_set % n_workers);
+
+        init_region(&workers[i].set, 2 + i, (uint8_t *)pages, n_pages, tables);
+        workers[i].cpu = i;
+        tables += n_pages;
+        pages += (uintptr_t)n_pages * PAGE_SIZE;
+    }
 }
 
 /* ---- the ROM ----------------------------------------------------------------------------------------------------- */
@@ -302,7 +363,7 @@ static void sum_rom(const struct guest_parameters *p, uint32_t n)
         if (!rom_expected)
             rom_expected = rom_sum;
         if (rom_sum != rom_expected)
-            report_error("rom", p->rom_base);
+            report_error(&workers[0], "rom", p->rom_base);
         rom_index = 0;
         rom_sum = 0;
     }
@@ -310,72 +371,94 @@ static void sum_rom(const struct guest_parameters *p, uint32_t n)
 
 /* ---- the day of a guest ------------------------------------------------------------------------------------------ */
 
-void guest_tick(void)
+void guest_tick(unsigned cpu)
 {
-    ticks++;
-    arch_beat(pages_written);
+    workers[cpu].ticks++;
+    if (cpu == 0)
+        arch_beat(all_pages_written());
 }
 
-/* What is done once each millisecond, however busy the guest is. */
+/* What the first CPU does once each millisecond, however busy it is. */
 static void each_tick(const struct guest_parameters *p, uint32_t tick)
 {
     sum_rom(p, ROM_WORDS_PER_TICK);
     if (tick % VRAM_TICKS == 0 && vram.n_pages)
-        write_next(&vram);
-    if (tick % LINE_TICKS == 0)
+        write_next(&workers[0], &vram);
+    if (tick % LINE_TICKS == 0) {
+        say_errors_of_others();
         say_status();
+    }
 }
 
 static void say_hello(const struct guest_parameters *p)
 {
+    uint32_t n_pages = 0;
+
+    for (uint32_t i = 0; i < n_workers; i++)
+        n_pages += workers[i].set.n_pages;
     begin_line();
     put("memory ");
     put_decimal(p->ram_size / 1024);
     put(" KiB, set ");
-    put_decimal(set.n_pages);
+    put_decimal(n_pages);
     put(" pages, rate ");
     put_decimal(p->pages_per_second);
     put(" pages a second\n");
 }
 
-static void work(const struct guest_parameters *p)
+/* A page written costs 1000 for each CPU: together they have the set rate. */
+static void work(const struct guest_parameters *p, struct worker *w)
 {
     const uint32_t credit_max = p->pages_per_second * CREDIT_TICKS;
-    uint32_t seen = ticks, credit = 0, sweeps = 0;
+    const uint32_t price = 1000 * n_workers;
+    struct region *set = &w->set;
+    uint32_t seen = w->ticks, credit = 0, sweeps = 0;
 
     for (;;) {
-        for (; seen != ticks; sweeps = SWEEP_PAGES_PER_TICK) {
-            each_tick(p, ++seen);
+        for (; seen != w->ticks; sweeps = SWEEP_PAGES_PER_TICK) {
+            seen++;
+            if (w->cpu == 0)
+                each_tick(p, seen);
             credit += p->pages_per_second;
             if (credit > credit_max)
                 credit = credit_max;
         }
-        if (!is_filled(&set)) {
-            write_next(&set);
-        } else if (credit >= 1000 && set.n_pages) {
-            credit -= 1000;
-            write_next(&set);
+        if (!is_filled(set)) {
+            write_next(w, set);
+        } else if (credit >= price && set->n_pages) {
+            credit -= price;
+            write_next(w, set);
         } else if (sweeps) {
             sweeps--;
-            sweep_next(sweeps ? &set : &vram);
+            sweep_next(w, sweeps || w->cpu > 0 ? set : &vram);
         } else {
-            arch_wait(&ticks, seen);
+            arch_wait(&w->ticks, seen);
         }
     }
 }
 
-_Noreturn void guest_main(void)
+static void set_up_all(const struct guest_parameters *p)
 {
-    const struct guest_parameters *p = arch_parameters();
-
-    if (p->magic != GUEST_PARAMETERS_MAGIC)
-        guest_exception(0, (uint32_t)(uintptr_t)p);
+    if (p->magic != GUEST_PARAMETERS_MAGIC || p->n_cpus < 1 || p->n_cpus > GUEST_CPUS_MAX)
+        guest_exception(0, 0, (uint32_t)(uintptr_t)p);
     seed = p->seed;
+    n_workers = p->n_cpus;
     init_regions(p);
     sum_rom(p, p->rom_size / 4);
     say_hello(p);
+    ready = 1;
+}
+
+_Noreturn void guest_main(unsigned cpu)
+{
+    const struct guest_parameters *p = arch_parameters();
+
+    if (cpu == 0)
+        set_up_all(p);
+    while (!ready)
+        continue;
     arch_start_timer();
-    work(p);
+    work(p, &workers[cpu]);
     arch_halt();
 }
 
