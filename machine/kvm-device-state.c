@@ -44,6 +44,8 @@ static bool arrived(VmfMachine *m, unsigned number, GError **error)
         k->loaded = 0;
         applied = vmf_kvm_apply_state(m, error);
         m->released = m->released && !applied;
+        if (applied)
+            g_clear_pointer(&m->failure, g_free); /* of a guest that is no more */
     }
     vmf_vcpu_unhold(m);
     return applied;
@@ -133,6 +135,8 @@ static const VmfDeviceState clock_state = {
     .fields = clock_fields,
     .post_load = clock_post_load,
 };
+
+const VmfDeviceState *const vmf_kvm_vm_states[3] = {&irqchip_state, &pit_state, &clock_state};
 
 /* ---- cpu --------------------------------------------------------------------------------------------------------- */
 
@@ -237,10 +241,10 @@ bool vmf_kvm_add_devices(VmfMachine *m, GError **error)
     VmfKvm *k = m->kvm;
 
     k->wire.machine = m;
-    if (!vmf_guest_add_device(m->guest, &irqchip_state, 0, &k->wire, error) ||
-        !vmf_guest_add_device(m->guest, &pit_state, 0, &k->wire, error) ||
-        !vmf_guest_add_device(m->guest, &clock_state, 0, &k->wire, error))
-        return false;
+    for (unsigned i = 0; i < G_N_ELEMENTS(vmf_kvm_vm_states); i++) {
+        if (!vmf_guest_add_device(m->guest, vmf_kvm_vm_states[i], 0, &k->wire, error))
+            return false;
+    }
     for (unsigned i = 0; i < k->n_vcpus; i++) {
         if (!vmf_guest_add_device(m->guest, &vmf_kvm_cpu_state, i, &k->vcpus[i], error))
             return false;

@@ -78,6 +78,7 @@ static void fail(VmfKvmVcpu *vcpu, const char *what, unsigned long detail)
     VmfMachine *m = vcpu->machine;
 
     pthread_mutex_lock(&m->lock);
+    m->beat.errors++;
     if (!m->failure)
         m->failure = g_strdup_printf("vCPU %u: %s (%#lx)", vcpu->index, what, detail);
     m->want_run = false;

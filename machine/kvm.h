@@ -85,6 +85,8 @@ bool vmf_kvm_apply_registers(VmfKvmVcpu *vcpu, GError **error);
 /* kvm-device-state.c */
 bool vmf_kvm_add_devices(VmfMachine *machine, GError **error);
 bool vmf_kvm_append_state(VmfMachine *machine, GByteArray *bytes, GError **error);
+/* The descriptions of irqchip, pit and clock; the device is VmfKvm.wire. For tests. */
+extern const VmfDeviceState *const vmf_kvm_vm_states[3];
 /* The description of a vCPU's section; the device is a VmfKvmVcpu. For tests. */
 extern const VmfDeviceState vmf_kvm_cpu_state;
 

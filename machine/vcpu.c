@@ -8,6 +8,7 @@
  * no kick) and waits until all stand.
  */
 #include "machine/machine-private.h"
+#include <string.h>
 #include <time.h>
 #include <vmferry/error.h>
 
@@ -134,14 +135,14 @@ void vmf_vcpu_pass(void *opaque)
     VmfMachine *m = opaque;
 
     pthread_mutex_lock(&m->lock);
-    uint64_t slices[VMF_VCPUS_MAX];
-    for (unsigned i = 0; i < m->n_vcpus; i++)
-        slices[i] = m->turns[i].slices;
+    VmfVcpuTurn before[VMF_VCPUS_MAX];
+    memcpy(before, m->turns, sizeof(before));
     m->passing++;
     if (m->backend->kick)
         m->backend->kick(m);
     for (unsigned i = 0; i < m->n_vcpus; i++) {
-        while (m->turns[i].executing && m->turns[i].slices == slices[i])
+        /* One that was between two slices is past already, and was not kicked. */
+        while (before[i].executing && m->turns[i].executing && m->turns[i].slices == before[i].slices)
             pthread_cond_wait(&m->changed, &m->lock);
     }
     m->passing--;
@@ -222,8 +223,13 @@ static bool guest_stop(void *opaque, GError **error)
 {
     VmfMachine *m = opaque;
 
+    bool was_running = vmf_machine_is_running(m);
     vmf_vcpu_stop(m, false);
-    return !m->backend->stopped || m->backend->stopped(m, error);
+    if (!m->backend->stopped || m->backend->stopped(m, error))
+        return true;
+    if (was_running)
+        vmf_vcpu_start(m, false, NULL);
+    return false;
 }
 
 static bool guest_start(void *opaque, GError **error)

@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The machine on KVM: what it tells the engine, what a guest does not notice, what a peer may not say. Moves: tests/. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#include <vmferry/device-state.h>
+#include <vmferry/error.h>
+#include "machine/kvm-log.h"
+#include "machine/kvm-probe.h"
+
+static const VmfMachineConfig two = {
+    .name = "two",
+    .backend = "kvm",
+    .vcpus = 2,
+    .memory_bytes = 16 << 20,
+    .dirty_bytes_per_second = 64 << 20,
+    .set_bytes = 8 << 20,
+    .seed = 7,
+};
+
+static VmfMachine *new_machine(const VmfMachineConfig *config)
+{
+    g_autoptr(GError) error = NULL;
+    VmfMachine *m = vmf_machine_new(config, &error);
+
+    if (!m)
+        fail_msg("%s", error->message);
+    return m;
+}
+
+static VmfMachineInfo info_of(VmfMachine *m)
+{
+    VmfMachineInfo info;
+
+    vmf_machine_get_info(m, &info);
+    return info;
+}
+
+static void let_live(VmfMachine *m, uint64_t beats)
+{
+    uint64_t until = info_of(m).beats + beats;
+
+    while (info_of(m).beats < until) {
+        assert_true(vmf_machine_is_running(m));
+        g_usleep(1000);
+    }
+}
+
+static void engine_stops(VmfMachine *m)
+{
+    g_autoptr(GError) error = NULL;
+
+    if (!vmf_machine_guest_ops.stop(m, &error))
+        fail_msg("%s", error->message);
+}
+
+/* ---- moving by hand ---------------------------------------------------------------------------------------------- */
+
+/* Every section in the order in which the machine adds them, with the device behind each. */
+typedef struct {
+    const VmfDeviceState *state;
+    void *device;
+} Section;
+
+#define SECTIONS_MAX (3 + VMF_VCPUS_MAX + 2)
+
+static unsigned sections_of(VmfMachine *m, Section sections[SECTIONS_MAX])
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < 3; i++)
+        sections[n++] = (Section){vmf_kvm_vm_states[i], &m->kvm->wire};
+    for (unsigned i = 0; i < m->kvm->n_vcpus; i++)
+        sections[n++] = (Section){&vmf_kvm_cpu_state, &m->kvm->vcpus[i]};
+    sections[n++] = (Section){&vmf_console_state, &m->wire_console};
+    sections[n++] = (Section){&vmf_beat_state, &m->wire_beat};
+    return n;
+}
+
+static void copy_memory(VmfMachine *from, VmfMachine *to)
+{
+    for (unsigned i = 0; i < N_BLOCKS; i++) {
+        VmfRamBlock *block = vmf_guest_ram(vmf_machine_guest(from), i);
+
+        memcpy(vmf_ram_block_host(vmf_guest_ram(vmf_machine_guest(to), i)), vmf_ram_block_host(block), vmf_ram_block_size(block));
+    }
+}
+
+/* The engine has stopped @from. False with @error: a section was refused. */
+static bool move_state(VmfMachine *from, VmfMachine *to, GError **error)
+{
+    Section out[SECTIONS_MAX], in[SECTIONS_MAX];
+    unsigned n = sections_of(from, out);
+
+    assert_int_equal(sections_of(to, in), n);
+    for (unsigned i = 0; i < n; i++) {
+        g_autoptr(GByteArray) bytes = vmf_device_state_save(out[i].state, out[i].device, NULL);
+
+        assert_non_null(bytes);
+        if (!vmf_device_state_load(in[i].state, in[i].device, out[i].state->version, bytes->data, bytes->len, false, error))
+            return false;
+    }
+    return true;
+}
+
+static void move(VmfMachine *from, VmfMachine *to)
+{
+    g_autoptr(GError) error = NULL;
+
+    copy_memory(from, to);
+    if (!move_state(from, to, &error))
+        fail_msg("%s", error->message);
+}
+
+/* ---- what the guest does not notice ------------------------------------------------------------------------------ */
+
+static void set_msr(VmfKvmVcpu *vcpu, uint32_t index, uint64_t value)
+{
+    struct {
+        struct kvm_msrs header;
+        struct kvm_msr_entry entry;
+    } msr = {.header.nmsrs = 1, .entry = {.index = index, .data = value}};
+
+    assert_int_equal(ioctl(vcpu->fd, KVM_SET_MSRS, &msr), 1);
+}
+
+/* Different on each vCPU, and unlike what a vCPU begins with. */
+static void make_peculiar(VmfKvmVcpu *vcpu)
+{
+    const uint64_t salt = 0x1000 * (vcpu->index + 1);
+    struct kvm_debugregs debug = {.db = {salt, salt + 8, salt + 16, salt + 24}, .dr6 = 0xffff0ff0, .dr7 = 0x400};
+    struct kvm_xsave xsave;
+    struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs = {{.xcr = 0, .value = 3}}};
+    struct kvm_mp_state run_state = {vcpu->index == 1 ? KVM_MP_STATE_HALTED : KVM_MP_STATE_RUNNABLE};
+
+    assert_int_equal(ioctl(vcpu->fd, KVM_SET_DEBUGREGS, &debug), 0);
+    assert_int_equal(ioctl(vcpu->fd, KVM_GET_XSAVE, &xsave), 0);
+    xsave.region[0] = 0x027f;           /* FCW */
+    xsave.region[6] = 0x1f80;           /* MXCSR */
+    xsave.region[40] = (uint32_t)salt;  /* XMM0 */
+    xsave.region[128] |= 3;             /* XSTATE_BV: x87, SSE */
+    assert_int_equal(ioctl(vcpu->fd, KVM_SET_XCRS, &xcrs), 0);
+    assert_int_equal(ioctl(vcpu->fd, KVM_SET_XSAVE, &xsave), 0);
+    set_msr(vcpu, 0xc0000082, 0xffffffff80000000 + salt); /* LSTAR */
+    set_msr(vcpu, 0xc0000081, 0x0023001000000000);        /* STAR */
+    set_msr(vcpu, 0xc0000102, salt);                      /* KERNEL_GS_BASE */
+    set_msr(vcpu, 0x175, salt);                           /* SYSENTER_ESP */
+    assert_int_equal(ioctl(vcpu->fd, KVM_SET_MP_STATE, &run_state), 0);
+}
+
+static uint64_t msr_of(const VmfKvmCpuState *s, uint32_t index)
+{
+    for (uint32_t i = 0; i < s->n_msrs; i++) {
+        if (s->msr_index[i] == index)
+            return s->msr_value[i];
+    }
+    fail_msg("MSR 0x%x is not among them", index);
+    return 0;
+}
+
+static void check_peculiar(const VmfKvmVcpu *vcpu)
+{
+    const uint64_t salt = 0x1000 * (vcpu->index + 1);
+    const VmfKvmCpuState *s = &vcpu->wire;
+    uint32_t xmm0;
+
+    memcpy(&xmm0, s->xsave + 160, sizeof(xmm0));
+    assert_int_equal(s->debug_address[3], salt + 24);
+    assert_int_equal(xmm0, salt);
+    assert_int_equal(s->xcr0, 3);
+    assert_int_equal(msr_of(s, 0xc0000082), 0xffffffff80000000 + salt);
+    assert_int_equal(msr_of(s, 0xc0000102), salt);
+    assert_int_equal(msr_of(s, 0x175), salt);
+    assert_int_equal(s->mp_state, vcpu->index == 1 ? KVM_MP_STATE_HALTED : KVM_MP_STATE_RUNNABLE);
+}
+
+#define SAME(member) assert_memory_equal(&a->member, &b->member, sizeof(a->member))
+
+/* All but time: the TSC's value, and what of the local APIC counts down. */
+static void check_same_cpu(const VmfKvmCpuState *a, const VmfKvmCpuState *b)
+{
+    const unsigned current_count = 0x390;
+
+    SAME(general), SAME(rip), SAME(rflags), SAME(segment_base), SAME(segment_limit), SAME(segment_selector);
+    SAME(segment_attributes), SAME(gdt_base), SAME(idt_base), SAME(gdt_limit), SAME(idt_limit), SAME(cr0), SAME(cr2), SAME(cr3);
+    SAME(cr4), SAME(cr8), SAME(efer), SAME(apic_base), SAME(interrupt_bitmap), SAME(xcr0), SAME(debug_address);
+    SAME(debug_status), SAME(debug_control), SAME(mp_state), SAME(exception), SAME(exception_error), SAME(exception_payload);
+    SAME(interrupt), SAME(nmi), SAME(smi), SAME(event_flags), SAME(has_tsc_offset), SAME(tsc_offset), SAME(n_msrs);
+    SAME(msr_index), SAME(msr_value), SAME(xsave);
+    assert_memory_equal(a->lapic, b->lapic, current_count);
+    assert_memory_equal(a->lapic + current_count + 4, b->lapic + current_count + 4, VMF_KVM_LAPIC_SIZE - current_count - 4);
+}
+
+static void check_same_vm(const VmfKvmVmState *a, const VmfKvmVmState *b)
+{
+    SAME(chips), SAME(pit.count), SAME(pit.latched_count), SAME(pit.registers), SAME(pit.flags), SAME(clock.boot_id);
+    assert_true(b->clock.clock_ns >= a->clock.clock_ns);
+    assert_true(b->clock.clock_ns - a->clock.clock_ns < UINT64_C(100000000000));
+}
+
+static void check_same_cpuid(const VmfKvmVcpu *a, const VmfKvmVcpu *b)
+{
+    enum { ENTRIES = 256 };
+    const size_t size = sizeof(struct kvm_cpuid2) + ENTRIES * sizeof(struct kvm_cpuid_entry2);
+    g_autofree struct kvm_cpuid2 *here = g_malloc0(size), *there = g_malloc0(size);
+
+    here->nent = there->nent = ENTRIES;
+    assert_int_equal(ioctl(a->fd, KVM_GET_CPUID2, here), 0);
+    assert_int_equal(ioctl(b->fd, KVM_GET_CPUID2, there), 0);
+    assert_int_equal(here->nent, there->nent);
+    assert_memory_equal(here, there, sizeof(*here) + here->nent * sizeof(here->entries[0]));
+}
+
+static void test_all_state_is_the_same_there(void **state)
+{
+    g_autoptr(VmfMachine) a = new_machine(&two);
+    g_autoptr(VmfMachine) b = new_machine(&two);
+
+    assert_true(vmf_machine_start(a, NULL));
+    let_live(a, 50);
+    engine_stops(a);
+    for (unsigned i = 0; i < 2; i++)
+        make_peculiar(&a->kvm->vcpus[i]);
+    engine_stops(a); /* reads it all anew */
+    g_autofree VmfKvm *sent = g_memdup2(a->kvm, sizeof(*sent));
+    move(a, b);
+    engine_stops(b);
+    for (unsigned i = 0; i < 2; i++) {
+        check_peculiar(&b->kvm->vcpus[i]);
+        check_same_cpu(&sent->vcpus[i].wire, &b->kvm->vcpus[i].wire);
+        check_same_cpuid(&a->kvm->vcpus[i], &b->kvm->vcpus[i]);
+    }
+    check_same_vm(&sent->wire, &b->kvm->wire);
+    assert_memory_equal(&a->console, &b->console, sizeof(a->console));
+    assert_memory_equal(&a->beat, &b->beat, sizeof(a->beat));
+}
+
+static void test_moved_guest_goes_on(void **state)
+{
+    VmfMachine *m = new_machine(&two);
+
+    assert_true(vmf_machine_start(m, NULL));
+    for (unsigned i = 0; i < 5; i++) {
+        VmfMachine *next = new_machine(&two);
+
+        let_live(m, 100);
+        engine_stops(m);
+        move(m, next);
+        vmf_machine_free(m);
+        m = next;
+        assert_true(vmf_machine_guest_ops.start(m, NULL));
+    }
+    let_live(m, 300);
+    assert_int_equal(info_of(m).guest_errors, 0);
+    assert_true(info_of(m).pages_written > 8 * 256);
+    vmf_machine_free(m);
+}
+
+/* Loading does not write guest memory: it has been compared with the source's by then. */
+static void test_loading_leaves_memory_alone(void **state)
+{
+    g_autoptr(VmfMachine) a = new_machine(&two);
+    g_autoptr(VmfMachine) b = new_machine(&two);
+
+    assert_true(vmf_machine_start(a, NULL));
+    let_live(a, 50);
+    engine_stops(a);
+    move(a, b);
+    for (unsigned i = 0; i < N_BLOCKS; i++) {
+        VmfRamBlock *block = vmf_guest_ram(vmf_machine_guest(a), i);
+
+        assert_memory_equal(vmf_ram_block_host(block), vmf_ram_block_host(vmf_guest_ram(vmf_machine_guest(b), i)),
+                            vmf_ram_block_size(block));
+    }
+}
+
+/* ---- what a peer may not say ------------------------------------------------------------------------------------- */
+
+static void refused(VmfMachine *from, const char *why)
+{
+    g_autoptr(VmfMachine) to = new_machine(&two);
+    g_autoptr(GError) error = NULL;
+
+    assert_false(move_state(from, to, &error));
+    if (!strstr(error->message, why))
+        fail_msg("'%s' is not said by '%s'", why, error->message);
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_DEVICE_STATE));
+    assert_false(vmf_machine_is_running(to));
+}
+
+#define REFUSED(change, why)                                                                                           \
+    do {                                                                                                               \
+        engine_stops(m);                                                                                               \
+        change;                                                                                                        \
+        refused(m, why);                                                                                               \
+    } while (0)
+
+static void test_state_of_a_peer_is_checked(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&two);
+    VmfKvmCpuState *s = &m->kvm->vcpus[1].wire;
+    VmfKvmVmState *vm = &m->kvm->wire;
+
+    assert_true(vmf_machine_start(m, NULL));
+    let_live(m, 10);
+    REFUSED(s->n_msrs = VMF_KVM_MSRS_MAX + 1, "more MSRs");
+    REFUSED(s->msr_index[0] = 0x12345678, "does not know");
+    REFUSED(s->mp_state = 5, "run state is none");
+    REFUSED(s->apic_base += 0x1000, "local APIC is not");
+    REFUSED(s->lapic[0x23] = 0, "local APIC is not");
+    REFUSED(s->rflags = 0, "rflags");
+    REFUSED(s->xcr0 = 2, "rflags or xcr0");
+    REFUSED(s->cr4 = UINT64_MAX, "cpu 1: load: special registers: KVM refuses it");
+    REFUSED(s->xcr0 = 1 | 1ull << 62, "cpu 1: load: XCRs: KVM refuses it");
+    REFUSED(memset(s->xsave + 512, 0xff, 64), "cpu 1: load: XSAVE area: KVM refuses it");
+    REFUSED(vm->chips.ioapic_base = 0, "I/O APIC");
+    REFUSED(vm->pit.count[0] = 65537, "a counter");
+    REFUSED(vm->pit.registers[VMF_PIT_REGISTERS + 7] = 6, "a counter");
+}
+
+/* ---- run control ------------------------------------------------------------------------------------------------- */
+
+static void test_a_stopped_guest_stands(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&two);
+    uint8_t before[16], after[16];
+
+    assert_true(vmf_machine_start(m, NULL));
+    let_live(m, 20);
+    assert_true(vmf_machine_stop(m, NULL));
+    VmfMachineInfo info = info_of(m);
+    assert_true(vmf_machine_hash(m, before, NULL));
+    g_usleep(20000);
+    assert_true(vmf_machine_hash(m, after, NULL));
+    assert_memory_equal(before, after, sizeof(before));
+    assert_int_equal(info_of(m).beats, info.beats);
+    assert_true(vmf_machine_start(m, NULL));
+    let_live(m, 20);
+    assert_int_equal(info_of(m).guest_errors, 0);
+}
+
+static void test_many_stops(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&two);
+
+    for (unsigned i = 0; i < 300; i++) {
+        assert_true(vmf_machine_start(m, NULL));
+        g_usleep(i % 5 * 300);
+        vmf_vcpu_pass(m);
+        assert_true(vmf_machine_stop(m, NULL));
+    }
+    assert_true(vmf_machine_start(m, NULL));
+    let_live(m, 20);
+    assert_int_equal(info_of(m).guest_errors, 0);
+}
+
+/* A guest that rests nine tenths of the time beats less often: its timer's interrupts do not add up. */
+static void test_throttling(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&two);
+
+    assert_true(vmf_machine_start(m, NULL));
+    let_live(m, 50);
+    vmf_machine_guest_ops.throttle(m, 90);
+    g_usleep(50000);
+    uint64_t beats = info_of(m).beats;
+    g_usleep(300000);
+    uint64_t slow = info_of(m).beats - beats;
+    vmf_machine_guest_ops.throttle(m, 0);
+    assert_in_range(slow, 1, 200);
+    let_live(m, 50);
+    vmf_machine_guest_ops.throttle(m, 99);
+    assert_true(vmf_machine_stop(m, NULL)); /* also while it rests */
+}
+
+static void test_configurations(void **state)
+{
+    VmfMachineConfig bad[4] = {two, two, two, two};
+
+    bad[0].vcpus = VMF_VCPUS_MAX + 1;
+    bad[1].dirty_log = "rv32";
+    bad[2].memory_bytes = 2ull << 30;
+    bad[3].backend = "vax";
+    for (unsigned i = 0; i < G_N_ELEMENTS(bad); i++) {
+        g_autoptr(GError) error = NULL;
+
+        assert_null(vmf_machine_new(&bad[i], &error));
+        assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_USAGE));
+    }
+    VmfMachineConfig most = two;
+    most.vcpus = VMF_VCPUS_MAX;
+    g_autoptr(VmfMachine) m = new_machine(&most);
+    assert_true(vmf_machine_start(m, NULL));
+    let_live(m, 100);
+    assert_int_equal(info_of(m).guest_errors, 0);
+}
+
+/* A guest that cannot go on says why, and cannot be started. */
+static void test_a_guest_that_fails(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&two);
+    g_autoptr(GError) error = NULL;
+    struct kvm_sregs s;
+
+    assert_int_equal(ioctl(m->kvm->vcpus[0].fd, KVM_GET_SREGS, &s), 0);
+    s.cr3 = GUEST_ROM_BASE; /* no page tables there */
+    assert_int_equal(ioctl(m->kvm->vcpus[0].fd, KVM_SET_SREGS, &s), 0);
+    assert_true(vmf_machine_start(m, NULL));
+    while (vmf_machine_is_running(m))
+        g_usleep(1000);
+    assert_false(vmf_machine_start(m, &error));
+    assert_non_null(strstr(error->message, "vCPU 0: "));
+    assert_true(vmf_machine_stop(m, NULL));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all_state_is_the_same_there),
+        cmocka_unit_test(test_moved_guest_goes_on),
+        cmocka_unit_test(test_loading_leaves_memory_alone),
+        cmocka_unit_test(test_state_of_a_peer_is_checked),
+        cmocka_unit_test(test_a_stopped_guest_stands),
+        cmocka_unit_test(test_many_stops),
+        cmocka_unit_test(test_throttling),
+        cmocka_unit_test(test_configurations),
+        cmocka_unit_test(test_a_guest_that_fails),
+    };
+    g_autoptr(GError) error = NULL;
+
+    if (!vmf_kvm_works(&error)) {
+        print_message("skip: %s\n", error->message);
+        return 77;
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
