@@ -15,12 +15,14 @@
 #include "machine/kvm.h"
 
 #define PAGE_SIZE 4096u
-#define MEMORY_PAGES 256u
 #define TABLES_PAGE 1u /* three of them */
 #define CODE_PAGE 8u
-#define FIRST_PAGE 16u /* of those it writes: N_PAGES at CPL0, as many at CPL3 */
-#define N_PAGES 64u
-#define ROUNDS 4u
+#define FIRST_PAGE 16u /* of those it writes: n_pages at CPL0, as many at CPL3 */
+#define PAGES 64u
+#define PAGES_RING 4096u
+#define MEMORY_PAGES (FIRST_PAGE + 2 * PAGES_RING)
+#define LARGE_PAGES (MEMORY_PAGES / 512 + 1)
+#define ROUNDS 3u
 #define RING_ENTRIES 1024u
 
 typedef struct {
@@ -30,6 +32,8 @@ typedef struct {
     uint8_t *memory;
     struct kvm_dirty_gfn *ring; /* NULL: not tried */
     uint32_t ring_next;
+    bool *seen; /* in the ring, by page */
+    unsigned n_pages;
 } Probe;
 
 static void probe_clear(Probe *p)
@@ -44,6 +48,7 @@ static void probe_clear(Probe *p)
         if (fd >= 0)
             close(fd);
     }
+    g_free(p->seen);
     if (p->memory)
         munmap(p->memory, MEMORY_PAGES * PAGE_SIZE);
 }
@@ -77,7 +82,8 @@ static void write_guest(Probe *p)
     memcpy(p->memory + CODE_PAGE * PAGE_SIZE, code, sizeof(code));
     put_entry(p, TABLES_PAGE, 0, (TABLES_PAGE + 1) * PAGE_SIZE | 0x27);
     put_entry(p, TABLES_PAGE + 1, 0, (TABLES_PAGE + 2) * PAGE_SIZE | 0x27);
-    put_entry(p, TABLES_PAGE + 2, 0, 0xe7);
+    for (unsigned i = 0; i < LARGE_PAGES; i++)
+        put_entry(p, TABLES_PAGE + 2, i, (uint64_t)i << 21 | 0xe7);
 }
 
 static bool set_memory(Probe *p, GError **error)
@@ -137,7 +143,7 @@ static bool begin_at(Probe *p, unsigned privilege, unsigned first_page, uint8_t 
 {
     struct kvm_segment data = {.limit = 0xffffffff, .selector = 0x10, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1};
     struct kvm_regs regs = {
-        .rip = CODE_PAGE * PAGE_SIZE, .rflags = 2, .rdi = first_page * PAGE_SIZE, .rcx = N_PAGES, .rax = value};
+        .rip = CODE_PAGE * PAGE_SIZE, .rflags = 2, .rdi = first_page * PAGE_SIZE, .rcx = p->n_pages, .rax = value};
     struct kvm_sregs s;
 
     if (ioctl(p->vcpu_fd, KVM_GET_SREGS, &s) < 0)
@@ -160,15 +166,32 @@ static bool begin_at(Probe *p, unsigned privilege, unsigned first_page, uint8_t 
     return true;
 }
 
+/* Takes all entries off the ring and protects their pages again. */
+static bool collect_ring(Probe *p)
+{
+    for (; p->ring; p->ring_next++) {
+        struct kvm_dirty_gfn *entry = &p->ring[p->ring_next % RING_ENTRIES];
+
+        if (!(__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY))
+            break;
+        if (entry->offset < MEMORY_PAGES)
+            p->seen[entry->offset] = true;
+        __atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+    }
+    return !p->ring || vmf_kvm_ioctl(p->vm_fd, KVM_RESET_DIRTY_RINGS, NULL) >= 0;
+}
+
 static bool run_at(Probe *p, unsigned privilege, uint8_t value, GError **error)
 {
-    unsigned first = FIRST_PAGE + (privilege ? N_PAGES : 0);
+    unsigned first = FIRST_PAGE + (privilege ? p->n_pages : 0);
 
     if (!begin_at(p, privilege, first, value, error))
         return false;
-    if (vmf_kvm_ioctl(p->vcpu_fd, KVM_RUN, NULL) < 0)
-        return fail(error, "run a guest");
-    for (unsigned page = first; page < first + N_PAGES; page++) {
+    do {
+        if (vmf_kvm_ioctl(p->vcpu_fd, KVM_RUN, NULL) < 0 || !collect_ring(p))
+            return fail(error, "run a guest");
+    } while (p->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL);
+    for (unsigned page = first; page < first + p->n_pages; page++) {
         if (p->memory[page * PAGE_SIZE] != value)
             return lacks(error,
                          privilege ? "this host's does not run user code" : "this host's does not run supervisor code");
@@ -176,33 +199,23 @@ static bool run_at(Probe *p, unsigned privilege, uint8_t value, GError **error)
     return true;
 }
 
-/* Takes all entries off and protects their pages again; whether each page that the guest wrote is among them. */
-static bool ring_has_all(Probe *p, GError **error)
+/* Whether each page that the guest wrote in this round was in the ring. */
+static bool ring_had_all(Probe *p, GError **error)
 {
-    bool seen[MEMORY_PAGES] = {false};
-
-    for (;; p->ring_next++) {
-        struct kvm_dirty_gfn *entry = &p->ring[p->ring_next % RING_ENTRIES];
-
-        if (!(__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY))
-            break;
-        if (entry->offset < MEMORY_PAGES)
-            seen[entry->offset] = true;
-        __atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+    for (unsigned i = 0; i < 2 * p->n_pages; i++) {
+        if (!p->seen[FIRST_PAGE + i])
+            return lacks(error, i < p->n_pages ? "the dirty ring of this host loses writes of supervisor code"
+                                               : "the dirty ring of this host loses writes of user code");
     }
-    if (vmf_kvm_ioctl(p->vm_fd, KVM_RESET_DIRTY_RINGS, NULL) < 0)
-        return fail(error, "reset the dirty ring");
-    for (unsigned i = 0; i < 2 * N_PAGES; i++) {
-        if (!seen[FIRST_PAGE + i])
-            return lacks(error, i < N_PAGES ? "the dirty ring of this host loses writes of supervisor code"
-                                            : "the dirty ring of this host loses writes of user code");
-    }
+    memset(p->seen, 0, MEMORY_PAGES * sizeof(*p->seen));
     return true;
 }
 
 bool vmf_kvm_probe(bool ring, GError **error)
 {
-    g_auto(Probe) p = {.system_fd = -1, .vm_fd = -1, .vcpu_fd = -1};
+    g_auto(Probe) p = {.system_fd = -1, .vm_fd = -1, .vcpu_fd = -1, .n_pages = ring ? PAGES_RING : PAGES};
+
+    p.seen = g_new0(bool, MEMORY_PAGES);
 
     if (!create(&p, ring, error))
         return false;
@@ -210,7 +223,7 @@ bool vmf_kvm_probe(bool ring, GError **error)
     if (!set_memory(&p, error))
         return false;
     for (uint8_t round = 1; round <= ROUNDS; round++) {
-        if (!run_at(&p, 0, round, error) || !run_at(&p, 3, round, error) || (ring && !ring_has_all(&p, error)))
+        if (!run_at(&p, 0, round, error) || !run_at(&p, 3, round, error) || (ring && !ring_had_all(&p, error)))
             return false;
     }
     return true;
