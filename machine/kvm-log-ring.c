@@ -26,6 +26,7 @@
 #include "machine/kvm-probe.h"
 
 #define RING_ENTRIES 16384u
+#define RING_STUCK_MAX 100u
 
 /* ---- making it --------------------------------------------------------------------------------------------------- */
 
@@ -116,9 +117,20 @@ void vmf_kvm_ring_collect(VmfKvmLog *log)
     pthread_mutex_unlock(&log->ring_lock);
 }
 
-void vmf_kvm_log_ring_full(VmfMachine *m)
+bool vmf_kvm_log_ring_full(VmfKvmVcpu *vcpu)
 {
-    vmf_kvm_ring_collect(m->kvm->log);
+    VmfKvmLog *log = vcpu->machine->kvm->log;
+    uint32_t before;
+    bool works;
+
+    pthread_mutex_lock(&log->ring_lock);
+    before = vcpu->ring_next;
+    collect_locked(log);
+    /* Another thread may have taken the entries off between the exit and here, but not time and again. */
+    vcpu->ring_stuck = vcpu->ring_next != before ? 0 : vcpu->ring_stuck + 1;
+    works = vcpu->ring_stuck < RING_STUCK_MAX;
+    pthread_mutex_unlock(&log->ring_lock);
+    return works;
 }
 
 /* ---- the log ----------------------------------------------------------------------------------------------------- */

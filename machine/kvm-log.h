@@ -30,8 +30,8 @@ bool vmf_kvm_log_create(VmfMachine *machine, const char *name, GError **error);
 /* The vCPUs are made: the log is the guest's. */
 bool vmf_kvm_log_add_vcpus(VmfMachine *machine, GError **error);
 void vmf_kvm_log_destroy(VmfMachine *machine);
-/* A vCPU's ring is full. From its thread, machine's lock free. */
-void vmf_kvm_log_ring_full(VmfMachine *machine);
+/* A vCPU's ring is full. From its thread, machine's lock free. False: it stays full whatever is taken off. */
+bool vmf_kvm_log_ring_full(VmfKvmVcpu *vcpu);
 
 /* Whether this host has it, and what it needs. @log is new. */
 bool vmf_kvm_bitmap_open(VmfKvmLog *log, GError **error);

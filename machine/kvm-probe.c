@@ -166,9 +166,14 @@ static bool begin_at(Probe *p, unsigned privilege, unsigned first_page, uint8_t 
     return true;
 }
 
-/* Takes all entries off the ring and protects their pages again. */
-static bool collect_ring(Probe *p)
+/*
+ * Takes all entries off the ring and protects their pages again. A ring that is full and has none to take off has been
+ * written past its end: it would stay so for ever.
+ */
+static bool collect_ring(Probe *p, GError **error)
 {
+    uint32_t before = p->ring_next;
+
     for (; p->ring; p->ring_next++) {
         struct kvm_dirty_gfn *entry = &p->ring[p->ring_next % RING_ENTRIES];
 
@@ -178,7 +183,11 @@ static bool collect_ring(Probe *p)
             p->seen[entry->offset] = true;
         __atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
     }
-    return !p->ring || vmf_kvm_ioctl(p->vm_fd, KVM_RESET_DIRTY_RINGS, NULL) >= 0;
+    if (p->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL && p->ring_next == before)
+        return lacks(error, "the dirty ring of this host overflows");
+    if (p->ring && vmf_kvm_ioctl(p->vm_fd, KVM_RESET_DIRTY_RINGS, NULL) < 0)
+        return fail(error, "reset the dirty ring");
+    return true;
 }
 
 static bool run_at(Probe *p, unsigned privilege, uint8_t value, GError **error)
@@ -188,8 +197,10 @@ static bool run_at(Probe *p, unsigned privilege, uint8_t value, GError **error)
     if (!begin_at(p, privilege, first, value, error))
         return false;
     do {
-        if (vmf_kvm_ioctl(p->vcpu_fd, KVM_RUN, NULL) < 0 || !collect_ring(p))
+        if (vmf_kvm_ioctl(p->vcpu_fd, KVM_RUN, NULL) < 0)
             return fail(error, "run a guest");
+        if (!collect_ring(p, error))
+            return false;
     } while (p->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL);
     for (unsigned page = first; page < first + p->n_pages; page++) {
         if (p->memory[page * PAGE_SIZE] != value)

@@ -36,8 +36,9 @@ static bool set(VmfKvmVcpu *vcpu, unsigned long request, const void *argument, c
 /* X(kernel's name, our index) */
 #define GENERAL(X)                                                                                                     \
     X(rax, 0)                                                                                                          \
-    X(rbx, 1) X(rcx, 2) X(rdx, 3) X(rsi, 4) X(rdi, 5) X(rsp, 6) X(rbp, 7) X(r8, 8) X(r9, 9) X(r10, 10) X(r11, 11)      \
-        X(r12, 12) X(r13, 13) X(r14, 14) X(r15, 15)
+    X(rbx, 1)                                                                                                          \
+    X(rcx, 2) X(rdx, 3) X(rsi, 4) X(rdi, 5) X(rsp, 6) X(rbp, 7) X(r8, 8) X(r9, 9) X(r10, 10) X(r11, 11) X(r12, 12)     \
+        X(r13, 13) X(r14, 14) X(r15, 15)
 
 static bool read_general(VmfKvmVcpu *vcpu, GError **error)
 {
@@ -100,8 +101,8 @@ static struct kvm_segment segment_of(const VmfKvmCpuState *s, unsigned index)
 /* X(our index, kernel's name) */
 #define SEGMENTS(X)                                                                                                    \
     X(VMF_SEG_CS, cs)                                                                                                  \
-    X(VMF_SEG_DS, ds) X(VMF_SEG_ES, es) X(VMF_SEG_FS, fs) X(VMF_SEG_GS, gs) X(VMF_SEG_SS, ss) X(VMF_SEG_TR, tr)        \
-        X(VMF_SEG_LDT, ldt)
+    X(VMF_SEG_DS, ds)                                                                                                  \
+    X(VMF_SEG_ES, es) X(VMF_SEG_FS, fs) X(VMF_SEG_GS, gs) X(VMF_SEG_SS, ss) X(VMF_SEG_TR, tr) X(VMF_SEG_LDT, ldt)
 /* X(name in both) */
 #define CONTROL(X) X(cr0) X(cr2) X(cr3) X(cr4) X(cr8) X(efer) X(apic_base)
 

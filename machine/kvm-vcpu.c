@@ -103,7 +103,8 @@ static void handle_exit(VmfKvmVcpu *vcpu)
     case KVM_EXIT_INTR:
         break;
     case KVM_EXIT_DIRTY_RING_FULL:
-        vmf_kvm_log_ring_full(vcpu->machine);
+        if (!vmf_kvm_log_ring_full(vcpu))
+            fail(vcpu, "the dirty ring overflowed", KVM_EXIT_DIRTY_RING_FULL);
         break;
     case KVM_EXIT_SHUTDOWN:
         fail(vcpu, "shut down by an exception that nobody handles", 0);

@@ -22,6 +22,7 @@ typedef struct {
     VmfKvmCpuState wire;        /* read by guest_stop, or come from a peer */
     struct kvm_dirty_gfn *ring; /* NULL: the log is another one */
     uint32_t ring_next;         /* the log's */
+    unsigned ring_stuck;        /* how often it was full and had nothing to take off; under the log's lock */
 } VmfKvmVcpu;
 
 /* What belongs to no vCPU; read and come in as theirs. */
