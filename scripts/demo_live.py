@@ -78,12 +78,13 @@ def status(host, vmferry):
 
 
 def progress_line(record):
-    parts = [f'round {record.get("round", 0)}']
-    total, remaining = record.get('ram_total_bytes', 0), record.get('ram_remaining_bytes', 0)
-    parts.append(f'{mebibytes(remaining)} of {mebibytes(total)} to go')
-    parts.append(f'{mebibytes(record.get("rate_bytes_per_second", 0))}/s')
-    parts.append(f'guest dirties {mebibytes(record.get("dirty_bytes_per_second", 0))}/s')
-    parts.append(f'expected downtime {milliseconds(record.get("expected_downtime_ns", 0))}')
+    """What is not known before the first round has ended is left out."""
+    parts = [f'round {record["round"]}', f'{mebibytes(record["ram_remaining_bytes"])} to go',
+             f'{mebibytes(record["rate_bytes_per_second"])}/s']
+    if record['dirty_bytes_per_second']:
+        parts.append(f'guest dirties {mebibytes(record["dirty_bytes_per_second"])}/s')
+    if record['expected_downtime_ns']:
+        parts.append(f'expected downtime {milliseconds(record["expected_downtime_ns"])}')
     return '  ' + ', '.join(parts)
 
 
