@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The machine on KVM: what it tells the engine, what a guest does not notice, what a peer may not say. Moves: tests/. */
+/* The machine on KVM: what it tells the engine, what a guest does not notice, what a peer may not say. Moves: tests/.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -87,7 +88,8 @@ static void copy_memory(VmfMachine *from, VmfMachine *to)
     for (unsigned i = 0; i < N_BLOCKS; i++) {
         VmfRamBlock *block = vmf_guest_ram(vmf_machine_guest(from), i);
 
-        memcpy(vmf_ram_block_host(vmf_guest_ram(vmf_machine_guest(to), i)), vmf_ram_block_host(block), vmf_ram_block_size(block));
+        memcpy(vmf_ram_block_host(vmf_guest_ram(vmf_machine_guest(to), i)), vmf_ram_block_host(block),
+               vmf_ram_block_size(block));
     }
 }
 
@@ -102,7 +104,8 @@ static bool move_state(VmfMachine *from, VmfMachine *to, GError **error)
         g_autoptr(GByteArray) bytes = vmf_device_state_save(out[i].state, out[i].device, NULL);
 
         assert_non_null(bytes);
-        if (!vmf_device_state_load(in[i].state, in[i].device, out[i].state->version, bytes->data, bytes->len, false, error))
+        if (!vmf_device_state_load(in[i].state, in[i].device, out[i].state->version, bytes->data, bytes->len, false,
+                                   error))
             return false;
     }
     return true;
@@ -140,10 +143,10 @@ static void make_peculiar(VmfKvmVcpu *vcpu)
 
     assert_int_equal(ioctl(vcpu->fd, KVM_SET_DEBUGREGS, &debug), 0);
     assert_int_equal(ioctl(vcpu->fd, KVM_GET_XSAVE, &xsave), 0);
-    xsave.region[0] = 0x027f;           /* FCW */
-    xsave.region[6] = 0x1f80;           /* MXCSR */
-    xsave.region[40] = (uint32_t)salt;  /* XMM0 */
-    xsave.region[128] |= 3;             /* XSTATE_BV: x87, SSE */
+    xsave.region[0] = 0x027f;          /* FCW */
+    xsave.region[6] = 0x1f80;          /* MXCSR */
+    xsave.region[40] = (uint32_t)salt; /* XMM0 */
+    xsave.region[128] |= 3;            /* XSTATE_BV: x87, SSE */
     assert_int_equal(ioctl(vcpu->fd, KVM_SET_XCRS, &xcrs), 0);
     assert_int_equal(ioctl(vcpu->fd, KVM_SET_XSAVE, &xsave), 0);
     set_msr(vcpu, 0xc0000082, 0xffffffff80000000 + salt); /* LSTAR */
@@ -151,6 +154,25 @@ static void make_peculiar(VmfKvmVcpu *vcpu)
     set_msr(vcpu, 0xc0000102, salt);                      /* KERNEL_GS_BASE */
     set_msr(vcpu, 0x175, salt);                           /* SYSENTER_ESP */
     assert_int_equal(ioctl(vcpu->fd, KVM_SET_MP_STATE, &run_state), 0);
+}
+
+#define CLOCK_AHEAD_NS UINT64_C(5000000000000)
+
+/* Chips that the guest leaves as they begin, and a clock that is not that of a VM just made. */
+static void make_chips_peculiar(VmfMachine *m)
+{
+    struct kvm_irqchip chip = {.chip_id = KVM_IRQCHIP_IOAPIC};
+    struct kvm_pit_state2 pit;
+    struct kvm_clock_data clock = {.clock = CLOCK_AHEAD_NS};
+
+    assert_int_equal(ioctl(m->kvm->vm_fd, KVM_SET_CLOCK, &clock), 0);
+    assert_int_equal(ioctl(m->kvm->vm_fd, KVM_GET_IRQCHIP, &chip), 0);
+    chip.chip.ioapic.redirtbl[5].bits = 0x0100000000010045; /* masked */
+    assert_int_equal(ioctl(m->kvm->vm_fd, KVM_SET_IRQCHIP, &chip), 0);
+    assert_int_equal(ioctl(m->kvm->vm_fd, KVM_GET_PIT2, &pit), 0);
+    assert_int_equal(pit.channels[0].mode, 2); /* as the guest programmed it */
+    pit.channels[2].count = 1234;
+    assert_int_equal(ioctl(m->kvm->vm_fd, KVM_SET_PIT2, &pit), 0);
 }
 
 static uint64_t msr_of(const VmfKvmCpuState *s, uint32_t index)
@@ -187,19 +209,22 @@ static void check_same_cpu(const VmfKvmCpuState *a, const VmfKvmCpuState *b)
     const unsigned current_count = 0x390;
 
     SAME(general), SAME(rip), SAME(rflags), SAME(segment_base), SAME(segment_limit), SAME(segment_selector);
-    SAME(segment_attributes), SAME(gdt_base), SAME(idt_base), SAME(gdt_limit), SAME(idt_limit), SAME(cr0), SAME(cr2), SAME(cr3);
+    SAME(segment_attributes), SAME(gdt_base), SAME(idt_base), SAME(gdt_limit), SAME(idt_limit), SAME(cr0), SAME(cr2),
+        SAME(cr3);
     SAME(cr4), SAME(cr8), SAME(efer), SAME(apic_base), SAME(interrupt_bitmap), SAME(xcr0), SAME(debug_address);
-    SAME(debug_status), SAME(debug_control), SAME(mp_state), SAME(exception), SAME(exception_error), SAME(exception_payload);
+    SAME(debug_status), SAME(debug_control), SAME(mp_state), SAME(exception), SAME(exception_error),
+        SAME(exception_payload);
     SAME(interrupt), SAME(nmi), SAME(smi), SAME(event_flags), SAME(has_tsc_offset), SAME(tsc_offset), SAME(n_msrs);
     SAME(msr_index), SAME(msr_value), SAME(xsave);
     assert_memory_equal(a->lapic, b->lapic, current_count);
-    assert_memory_equal(a->lapic + current_count + 4, b->lapic + current_count + 4, VMF_KVM_LAPIC_SIZE - current_count - 4);
+    assert_memory_equal(a->lapic + current_count + 4, b->lapic + current_count + 4,
+                        VMF_KVM_LAPIC_SIZE - current_count - 4);
 }
 
 static void check_same_vm(const VmfKvmVmState *a, const VmfKvmVmState *b)
 {
     SAME(chips), SAME(pit.count), SAME(pit.latched_count), SAME(pit.registers), SAME(pit.flags), SAME(clock.boot_id);
-    assert_true(b->clock.clock_ns >= a->clock.clock_ns);
+    assert_true(b->clock.clock_ns >= a->clock.clock_ns && a->clock.clock_ns >= CLOCK_AHEAD_NS);
     assert_true(b->clock.clock_ns - a->clock.clock_ns < UINT64_C(100000000000));
 }
 
@@ -226,6 +251,7 @@ static void test_all_state_is_the_same_there(void **state)
     engine_stops(a);
     for (unsigned i = 0; i < 2; i++)
         make_peculiar(&a->kvm->vcpus[i]);
+    make_chips_peculiar(a);
     engine_stops(a); /* reads it all anew */
     g_autofree VmfKvm *sent = g_memdup2(a->kvm, sizeof(*sent));
     move(a, b);
@@ -236,8 +262,43 @@ static void test_all_state_is_the_same_there(void **state)
         check_same_cpuid(&a->kvm->vcpus[i], &b->kvm->vcpus[i]);
     }
     check_same_vm(&sent->wire, &b->kvm->wire);
+    assert_int_equal(b->kvm->wire.chips.ioapic_redirect[5], 0x0100000000010045);
+    assert_int_equal(b->kvm->wire.pit.count[2], 1234);
+    assert_int_equal(b->kvm->wire.chips.pic[2], 0xff); /* its mask, as the guest programmed it */
     assert_memory_equal(&a->console, &b->console, sizeof(a->console));
     assert_memory_equal(&a->beat, &b->beat, sizeof(a->beat));
+}
+
+/* From a host with another TSC: the guest's goes on from where it was, by what its clock says has passed. */
+static void test_time_goes_on_at_another_host(void **state)
+{
+    const uint64_t begin = UINT64_C(1) << 50;
+    g_autoptr(VmfMachine) a = new_machine(&two);
+    g_autoptr(VmfMachine) b = new_machine(&two);
+
+    assert_true(vmf_machine_start(a, NULL));
+    let_live(a, 50);
+    engine_stops(a);
+    for (unsigned i = 0; i < 2; i++)
+        set_msr(&a->kvm->vcpus[i], 0x10, begin);
+    engine_stops(a);
+    const uint64_t tsc = a->kvm->vcpus[0].wire.tsc;
+    if (tsc < begin) {
+        print_message("skip: this host's KVM does not let the TSC be set\n");
+        skip();
+    }
+    memset(a->kvm->wire.clock.boot_id, 0x77, 16);
+    if (a->kvm->wire.clock.host_tsc)
+        a->kvm->wire.clock.host_tsc += 1000000007; /* that host's is ahead, and its offset the less */
+    for (unsigned i = 0; a->kvm->wire.clock.host_tsc && i < 2; i++)
+        a->kvm->vcpus[i].wire.tsc_offset -= 1000000007;
+    move(a, b);
+    engine_stops(b);
+    for (unsigned i = 0; i < 2; i++)
+        assert_in_range(b->kvm->vcpus[i].wire.tsc, tsc, tsc + 100 * 1000 * (uint64_t)b->kvm->tsc_khz);
+    assert_true(vmf_machine_guest_ops.start(b, NULL));
+    let_live(b, 50);
+    assert_int_equal(info_of(b).guest_errors, 0);
 }
 
 static void test_moved_guest_goes_on(void **state)
@@ -359,6 +420,28 @@ static void test_many_stops(void **state)
     assert_int_equal(info_of(m).guest_errors, 0);
 }
 
+/* Stopped in the middle of a device access: it is completed before the vCPU stands, not left for the next KVM_RUN. */
+static void test_an_access_is_completed(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&two);
+
+    assert_true(vmf_machine_start(m, NULL));
+    let_live(m, 20);
+    pthread_mutex_lock(&m->lock);
+    m->holds++;
+    g_usleep(10000); /* the next beat is in its handler by then, and waits for the lock */
+    bool waits = m->turns[0].executing;
+    vmf_kvm_kick(m);
+    pthread_mutex_unlock(&m->lock);
+    vmf_vcpu_hold(m);
+    assert_true(waits);
+    assert_false(m->kvm->vcpus[0].unsettled);
+    assert_false(m->kvm->vcpus[1].unsettled);
+    m->holds--;
+    vmf_vcpu_unhold(m);
+    let_live(m, 20);
+}
+
 /* A guest that rests nine tenths of the time beats less often: its timer's interrupts do not add up. */
 static void test_throttling(void **state)
 {
@@ -422,11 +505,13 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_state_is_the_same_there),
+        cmocka_unit_test(test_time_goes_on_at_another_host),
         cmocka_unit_test(test_moved_guest_goes_on),
         cmocka_unit_test(test_loading_leaves_memory_alone),
         cmocka_unit_test(test_state_of_a_peer_is_checked),
         cmocka_unit_test(test_a_stopped_guest_stands),
         cmocka_unit_test(test_many_stops),
+        cmocka_unit_test(test_an_access_is_completed),
         cmocka_unit_test(test_throttling),
         cmocka_unit_test(test_configurations),
         cmocka_unit_test(test_a_guest_that_fails),
