@@ -35,14 +35,15 @@ json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, con
     VmfMachineInfo info;
 
     vmf_machine_get_info(control->config.machine, &info);
-    return json_pack(
-        "{s:s,s:s,s:o,s:i,s:s?,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i}", "name", control->config.name, "host_name",
-        control->config.host_name, "uuid", uuid_text(control), "pid", (int)getpid(), "incoming_uri",
-        vmf_control_incoming_uri(control), "backend", info.backend, "running", (int)info.running, "memory_bytes",
-        (json_int_t)info.memory_bytes, "instructions", (json_int_t)info.instructions, "beats", (json_int_t)info.beats,
-        "guest_errors", (json_int_t)info.guest_errors, "guest_error_address", (json_int_t)info.guest_error_address,
-        "guest_gap_max_ns", (json_int_t)info.guest_gap_max_ns, "pages_written", (json_int_t)info.pages_written,
-        "console_lines", (json_int_t)info.console_lines, "throttle_percent", (int)info.throttle_percent);
+    return json_pack("{s:s,s:s,s:o,s:i,s:s?,s:s,s:i,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i}", "name",
+                     control->config.name, "host_name", control->config.host_name, "uuid", uuid_text(control), "pid",
+                     (int)getpid(), "incoming_uri", vmf_control_incoming_uri(control), "backend", info.backend, "vcpus",
+                     (int)info.vcpus, "dirty_log", info.dirty_log, "running", (int)info.running, "memory_bytes",
+                     (json_int_t)info.memory_bytes, "instructions", (json_int_t)info.instructions, "beats",
+                     (json_int_t)info.beats, "guest_errors", (json_int_t)info.guest_errors, "guest_error_address",
+                     (json_int_t)info.guest_error_address, "guest_gap_max_ns", (json_int_t)info.guest_gap_max_ns,
+                     "pages_written", (json_int_t)info.pages_written, "console_lines", (json_int_t)info.console_lines,
+                     "throttle_percent", (int)info.throttle_percent);
 }
 
 json_t *vmf_qmp_stop(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
