@@ -123,8 +123,8 @@ def streams_that_are_refused(stage):
     expected.append('stream.crc')
     arrives(working_source(stage), target)
     refused = [event['text'] for event in events(target) if event['id'] == 'refused']
-    assert len(refused) == len(expected), refused
-    assert all(id in text for id, text in zip(expected, refused)), refused
+    # Each caller has a thread of its own: who was refused first need not be told of first.
+    assert sorted(text.split(': ')[1] for text in refused) == sorted(expected), refused
 
 
 def a_guest_that_does_not_fit(stage):
