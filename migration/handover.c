@@ -3,6 +3,18 @@
 
 #include <assert.h>
 
+#include "stream/trace.h"
+
+static const char *const source_names[] = {"precopy", "stopped", "offered", "committing", "gone", "back", "held"};
+static_assert(sizeof(source_names) / sizeof(source_names[0]) == VMF_SOURCE_N, "source states");
+static const char *const source_event_names[] = {"stop",    "offer",   "ready-good", "ready-bad", "refused",
+                                                 "running", "never",   "lost",       "cancel"};
+static_assert(sizeof(source_event_names) / sizeof(source_event_names[0]) == VMF_SOURCE_EV_N, "source events");
+static const char *const target_names[] = {"loading", "ready", "hold", "running", "dead"};
+static_assert(sizeof(target_names) / sizeof(target_names[0]) == VMF_TARGET_N, "target states");
+static const char *const target_event_names[] = {"good", "bad", "run", "run-bad", "abort", "lost"};
+static_assert(sizeof(target_event_names) / sizeof(target_event_names[0]) == VMF_TARGET_EV_N, "target events");
+
 typedef struct {
     VmfSourceState next;
     VmfSourceAction action;
@@ -40,8 +52,11 @@ static_assert(VMF_SOURCE_PRECOPY == 0, "empty cells");
 VmfSourceAction vmf_handover_source_step(VmfSourceState *state, VmfSourceEvent event)
 {
     const SourceCell *cell = &source_table[*state][event];
+    bool known = cell->next != VMF_SOURCE_PRECOPY;
 
-    if (cell->next == VMF_SOURCE_PRECOPY)
+    VMF_TRACE(handover_source, state, source_names[*state], source_event_names[event],
+              known ? source_names[cell->next] : "refused");
+    if (!known)
         return VMF_SOURCE_DO_REFUSE_EVENT;
     *state = cell->next;
     return cell->action;
@@ -78,17 +93,15 @@ static_assert(VMF_TARGET_LOADING == 0, "empty cells");
 VmfTargetAction vmf_handover_target_step(VmfTargetState *state, VmfTargetEvent event)
 {
     const TargetCell *cell = &target_table[*state][event];
+    bool known = cell->next != VMF_TARGET_LOADING;
 
-    if (cell->next == VMF_TARGET_LOADING)
+    VMF_TRACE(handover_target, state, target_names[*state], target_event_names[event],
+              known ? target_names[cell->next] : "refused");
+    if (!known)
         return VMF_TARGET_DO_REFUSE_EVENT;
     *state = cell->next;
     return cell->action;
 }
-
-static const char *const source_names[] = {"precopy", "stopped", "offered", "committing", "gone", "back", "held"};
-static_assert(sizeof(source_names) / sizeof(source_names[0]) == VMF_SOURCE_N, "source states");
-static const char *const target_names[] = {"loading", "ready", "hold", "running", "dead"};
-static_assert(sizeof(target_names) / sizeof(target_names[0]) == VMF_TARGET_N, "target states");
 
 const char *vmf_source_state_name(VmfSourceState state)
 {

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "stream/clock.h"
+#include "stream/trace.h"
 
 #define RING 4096u /* records under way on a lane: small ones are bounded by number, large ones by bytes */
 #define BOUND_SMALL (1u << 20)
@@ -115,6 +116,7 @@ bool vmf_flight_claim(VmfFlight *flight, unsigned lane, uint32_t round, VmfChunk
     if (mine) {
         chunk->round = round;
         chunk->lane = (uint8_t)lane;
+        VMF_TRACE(chunk_claimed, flight, lane, round, id.block, id.chunk);
     }
     pthread_mutex_unlock(&flight->lock);
     return mine;
@@ -149,13 +151,25 @@ static bool has_room(const VmfFlight *flight, const Lane *lane, uint32_t bytes)
     return flight->unacknowledged_bytes == 0 || flight->unacknowledged_bytes + bytes <= bound_bytes(flight);
 }
 
+static void await_room_locked(VmfFlight *flight, unsigned index, uint32_t bytes)
+{
+    const Lane *lane = &flight->lanes[index];
+
+    if (flight->closed || !flight->acknowledged || has_room(flight, lane, bytes))
+        return;
+    VMF_TRACE(lane_wait, flight, index, bytes, flight->unacknowledged_bytes);
+    while (!flight->closed && !has_room(flight, lane, bytes))
+        pthread_cond_wait(&flight->landed, &flight->lock);
+    VMF_TRACE(lane_resume, flight, index, flight->unacknowledged_bytes);
+}
+
 static bool launch(VmfFlight *flight, unsigned index, VmfChunkId id, uint32_t bytes, bool wait)
 {
     Lane *lane = &flight->lanes[index];
 
     pthread_mutex_lock(&flight->lock);
-    while (wait && !flight->closed && flight->acknowledged && !has_room(flight, lane, bytes))
-        pthread_cond_wait(&flight->landed, &flight->lock);
+    if (wait)
+        await_room_locked(flight, index, bytes);
     bool go = !flight->closed && (!flight->acknowledged || has_room(flight, lane, bytes));
     if (go && flight->acknowledged) {
         lane->ring[lane->sent % RING] = (Record){id, bytes};
@@ -231,6 +245,8 @@ bool vmf_flight_land(VmfFlight *flight, unsigned index, uint64_t sequence, unsig
     }
     if (bytes > 0)
         measure(flight, bytes);
+    if (good)
+        VMF_TRACE(ack_landed, flight, index, sequence, flight->unacknowledged_bytes, vmf_flight_rate(flight));
     pthread_cond_broadcast(&flight->landed);
     pthread_mutex_unlock(&flight->lock);
     return good;

@@ -11,6 +11,7 @@
  */
 #include "stream/channel-wait.h"
 #include "stream/filter-pass.h"
+#include "stream/trace.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -20,6 +21,7 @@ typedef struct {
     VmfFault *faults; /* owned; by offset */
     size_t n;
     size_t next;
+    size_t told; /* to whoever traces: a fault that goes on happens once */
     uint64_t position;
     bool invert;      /* the byte at the position */
     bool silent;      /* from the position on */
@@ -91,11 +93,23 @@ static bool sit_out_delay(FaultFilter *fault, Direction *way, int64_t deadline_n
     return true;
 }
 
+static void tell(const FaultFilter *fault, Direction *way)
+{
+    static const char *const kinds[] = {
+        [VMF_FAULT_FLIP] = "flip", [VMF_FAULT_CUT] = "cut", [VMF_FAULT_SILENCE] = "silence", [VMF_FAULT_DELAY] = "delay"};
+
+    if (way->told > way->next)
+        return;
+    way->told = way->next + 1;
+    VMF_TRACE(fault_byte, fault, way == &fault->in, kinds[way->faults[way->next].kind], way->position);
+}
+
 /* Lets happen what stands at the position. False: not all of it by @deadline_ns, or the channel is down, if only by a
  * cut. */
 static bool pass_faults(FaultFilter *fault, Direction *way, int64_t deadline_ns)
 {
     for (; way->next < way->n && way->faults[way->next].offset == way->position; way->next++) {
+        tell(fault, way);
         switch (way->faults[way->next].kind) {
         case VMF_FAULT_FLIP:
             way->invert = !way->invert;

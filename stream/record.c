@@ -4,6 +4,7 @@
 #include <vmferry/error.h>
 
 #include "stream/crc32c.h"
+#include "stream/trace.h"
 
 #define QUEUE_MAX (64u << 10)
 #define SMALL_PAYLOAD (16u << 10) /* up to this a copy costs less than a system call, and wakes the reader less often */
@@ -113,6 +114,7 @@ static void append_record_locked(VmfRecordWriter *writer, uint32_t type, const v
     append_locked(writer, &header, sizeof(header));
     append_locked(writer, body, length);
     append_locked(writer, zeros, PADDING(length));
+    VMF_TRACE(record_written, writer, type, length);
 }
 
 bool vmf_record_write_raw(VmfRecordWriter *writer, const void *data, size_t length, GError **error)
@@ -185,6 +187,7 @@ bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, c
     append_locked(writer, &wire, sizeof(wire));
     bool done = payload <= SMALL_PAYLOAD ? queue_payload_locked(writer, iov, n_iov, error)
                                          : write_payload_locked(writer, iov, n_iov, error);
+    VMF_TRACE(record_written, writer, VMF_RECORD_PAGES, sizeof(wire) + payload);
     pthread_mutex_unlock(&writer->lock);
     return done;
 }
@@ -312,6 +315,7 @@ bool vmf_record_read(VmfRecordReader *reader, VmfRecord *record, GError **error)
     }
     if (!check_shape(&header, error))
         return false;
+    VMF_TRACE(record_read, reader, header.type, header.length);
     *record = (VmfRecord){.type = header.type, .length = header.length, .body = reader->buffer, .checked = header.checked};
     reader->payload_left = header.length - header.checked;
     return reader->payload_left > 0 || read_padding(reader, header.length, error);
