@@ -9,7 +9,7 @@
 #define TICK_NS (100 * VMF_NS_PER_MS)
 #define BUSY_TICK_NS (10 * VMF_NS_PER_MS) /* while somebody is being served: the end of a session waits for the tick */
 #define HANDSHAKE_NS (10 * VMF_NS_PER_S)
-#define CALLERS_MAX 64 /* connections that have not said who they are; the oldest has to go for a newer one */
+#define CALLERS_MAX (64 + VMF_CHANNELS_MAX) /* connections that have not said who they are; the oldest has to go for a newer one */
 
 typedef struct {
     VmfReception *reception;

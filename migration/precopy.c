@@ -107,16 +107,6 @@ static VmfPolicyInput policy_input(VmfSource *source, const VmfPending *pending)
     return input;
 }
 
-static bool check_timeout(VmfSource *source, GError **error)
-{
-    uint64_t timeout_ns = source->session->parameters.timeout_ns;
-
-    if (timeout_ns == 0 || (uint64_t)(vmf_now_ns() - source->begun_ns) < timeout_ns)
-        return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_TIMEOUT, "precopy: not done in %.1f s", (double)timeout_ns / 1e9);
-    return false;
-}
-
 static void pause_between_rounds(VmfSource *source, uint64_t wait_ns)
 {
     VmfSession *session = source->session;
@@ -136,7 +126,7 @@ static bool decide(VmfSource *source, void *policy, bool *stop, GError **error)
     VmfPending pending;
     VmfPolicyOutput output = {.size = sizeof(output), .throttle_percent = source->throttle_percent};
 
-    if (!vmf_source_pending(source, true, &pending, error) || !check_timeout(source, error))
+    if (!vmf_source_pending(source, true, &pending, error))
         return false;
     VmfPolicyInput input = policy_input(source, &pending);
     session->parameters.policy->decide(policy, &input, &output);
@@ -188,12 +178,23 @@ static bool wait_for_continue(VmfSource *source, GError **error)
     return true;
 }
 
-bool vmf_source_precopy(VmfSource *source, GError **error)
+static bool converge(VmfSource *source, GError **error)
 {
-    VmfSession *session = source->session;
-    void *policy = session->parameters.policy->create();
+    const VmfPolicyOps *ops = source->session->parameters.policy;
+    void *policy = ops->create();
     bool done = run_rounds(source, policy, error);
 
-    session->parameters.policy->destroy(policy);
-    return done && (!session->parameters.pause_before_switchover || wait_for_continue(source, error));
+    ops->destroy(policy);
+    return done;
+}
+
+/* While somebody decides the guest is not kept slow for it; what that costs is made up for afterwards. */
+bool vmf_source_precopy(VmfSource *source, GError **error)
+{
+    if (!converge(source, error))
+        return false;
+    if (!source->session->parameters.pause_before_switchover)
+        return true;
+    vmf_source_throttle(source, 0);
+    return wait_for_continue(source, error) && converge(source, error);
 }

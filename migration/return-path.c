@@ -30,6 +30,7 @@ struct VmfReturnPath {
     bool inline_acks;      /* pages travel on the main channel; set before `attached` */
     _Atomic bool offered;  /* SWITCHOVER is on its way: answers to it may come */
     _Atomic uint64_t rtt_ns;
+    unsigned n_pongs; /* under the session's lock */
 };
 
 static void lane_free(void *p)
@@ -93,7 +94,7 @@ static void fail(VmfReturnPath *path, GError *error)
     pthread_mutex_unlock(&session->lock);
     if (path->attached)
         vmf_flight_close(path->ram->save->flight);
-    if (!path->offered)
+    if (!path->offered && !vmf_session_is_cancelled(session)) /* a cancel shuts what it has to itself */
         vmf_session_shutdown_channels(session);
 }
 
@@ -143,6 +144,10 @@ static bool take_pong(VmfReturnPath *path, const VmfRecord *record, GError **err
         if (path->attached)
             vmf_flight_set_rtt(path->ram->save->flight, now - cookie);
     }
+    pthread_mutex_lock(&path->session->lock);
+    path->n_pongs++;
+    pthread_cond_broadcast(&path->session->changed);
+    pthread_mutex_unlock(&path->session->lock);
     return true;
 }
 
@@ -374,6 +379,17 @@ void vmf_return_path_explain(VmfReturnPath *path, GError **error)
         return;
     g_clear_error(error);
     g_propagate_error(error, failure);
+}
+
+void vmf_return_path_await_pong(VmfReturnPath *path, unsigned n_pongs, int64_t deadline_ns)
+{
+    VmfSession *session = path->session;
+
+    pthread_mutex_lock(&session->lock);
+    while (path->n_pongs < n_pongs && !path->failure && !vmf_session_is_cancelled(session) && !session->expiry &&
+           vmf_session_wait_locked(session, deadline_ns))
+        ;
+    pthread_mutex_unlock(&session->lock);
 }
 
 uint64_t vmf_return_path_rtt_ns(VmfReturnPath *path)

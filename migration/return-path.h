@@ -41,6 +41,8 @@ bool vmf_return_path_next(VmfReturnPath *path, int64_t deadline_ns, bool cancell
 /* Replaces *@error, which a call on a channel set, by the peer's failure if there is one (waiting a moment for it to arrive). */
 void vmf_return_path_explain(VmfReturnPath *path, GError **error);
 
+/* Waits until @n_pongs have come, at most until @deadline_ns. */
+void vmf_return_path_await_pong(VmfReturnPath *path, unsigned n_pongs, int64_t deadline_ns);
 /* Smallest round trip seen, 0: none yet. */
 uint64_t vmf_return_path_rtt_ns(VmfReturnPath *path);
 

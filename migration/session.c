@@ -60,6 +60,7 @@ void vmf_session_free(VmfSession *session)
     vmf_rate_limit_unref(session->rate);
     g_ptr_array_unref(session->channels);
     g_strfreev(session->incompatibilities);
+    g_clear_error(&session->expiry);
     g_free(session->peer_host_name);
     g_clear_error(&session->parameters_error);
     g_free(session->host_name);
@@ -171,9 +172,15 @@ bool vmf_session_is_cancelled(VmfSession *session)
 
 bool vmf_session_check_cancelled(VmfSession *session, GError **error)
 {
-    if (!vmf_session_is_cancelled(session))
+    pthread_mutex_lock(&session->lock);
+    GError *expiry = session->expiry ? g_error_copy(session->expiry) : NULL;
+    pthread_mutex_unlock(&session->lock);
+    if (expiry)
+        g_propagate_error(error, expiry);
+    else if (vmf_session_is_cancelled(session))
+        g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "migration: cancelled");
+    else
         return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "migration: cancelled");
     return false;
 }
 
@@ -189,13 +196,21 @@ bool vmf_session_wait_locked(VmfSession *session, int64_t deadline_ns)
  * shutting the channels down. From the offer on the session's thread answers itself: it has to send ABORT, or to wait for the
  * target's word.
  */
+void vmf_session_wake(VmfSession *session)
+{
+    vmf_session_shutdown_channels(session);
+    if (session->is_source)
+        vmf_connector_shutdown(session->connector);
+}
+
 void vmf_session_cancel(VmfSession *session)
 {
     pthread_mutex_lock(&session->lock);
     atomic_store(&session->cancelled, true);
-    if (!atomic_load(&session->offered))
-        for (guint i = 0; i < session->channels->len; i++)
+    for (guint i = 0; i < session->channels->len && !atomic_load(&session->offered); i++)
+        if (g_ptr_array_index(session->channels, i) != session->spared)
             vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
+    vmf_rate_limit_set(session->rate, 0); /* what is still to be said does not wait behind pages that go nowhere */
     bool connecting = session->is_source && session->statistics.status <= VMF_STATUS_SETUP;
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->lock);

@@ -34,6 +34,8 @@ struct VmfSession {
     pthread_cond_t changed;   /* CLOCK_MONOTONIC */
     VmfStatistics statistics; /* what is not gathered on demand */
     bool may_continue;        /* vmf_session_continue was called */
+    GError *expiry;           /* a limit has passed, by the watchdog's word; NULL: none */
+    VmfChannel *spared;       /* not shut by a cancel, for the source to say ABORT on; NULL: none */
     char **incompatibilities;
     char *peer_host_name;     /* NULL: not told */
     GPtrArray *channels;      /* VmfChannel, to be shut down by a cancel; not owned */
@@ -47,7 +49,7 @@ VmfStatus vmf_session_status(VmfSession *session);
 void vmf_session_event(VmfSession *session, const char *id, const char *format, ...) G_GNUC_PRINTF(3, 4);
 
 bool vmf_session_is_cancelled(VmfSession *session);
-/* VMF_ERROR_CANCELLED if it is: for loops. */
+/* VMF_ERROR_CANCELLED if it is, or the limit that has passed: for loops. */
 bool vmf_session_check_cancelled(VmfSession *session, GError **error);
 /* Waits on `changed`, lock held, until @deadline_ns. False: it passed. */
 bool vmf_session_wait_locked(VmfSession *session, int64_t deadline_ns);
@@ -56,6 +58,8 @@ bool vmf_session_wait_locked(VmfSession *session, int64_t deadline_ns);
 void vmf_session_add_channel(VmfSession *session, VmfChannel *channel);
 void vmf_session_remove_channel(VmfSession *session, VmfChannel *channel);
 void vmf_session_shutdown_channels(VmfSession *session);
+/* The same, and ends a connect that nobody answers. */
+void vmf_session_wake(VmfSession *session);
 
 /* False where a fault point is set: all channels are shut down, as if this side had been killed here. */
 bool vmf_session_fault(VmfSession *session, const char *point, GError **error);

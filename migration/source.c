@@ -14,6 +14,8 @@
 
 #define CONNECT_NS (10 * VMF_NS_PER_S)
 #define VERDICT_NS (30 * VMF_NS_PER_S)
+#define RTT_PINGS 3
+#define RTT_NS (2 * VMF_NS_PER_S) /* for all of them */
 #define FIRST_EPOCH 1
 
 static bool random_bytes(void *out, size_t length, GError **error)
@@ -51,13 +53,15 @@ bool vmf_source_explain(VmfSource *source, GError **error)
 {
     bool of_channel = g_error_matches(*error, VMF_ERROR, VMF_ERROR_CUT) || g_error_matches(*error, VMF_ERROR, VMF_ERROR_CANCELLED) ||
                       g_error_matches(*error, VMF_ERROR, VMF_ERROR_IO);
+    GError *own = NULL;
 
+    if (!vmf_session_check_cancelled(source->session, &own)) {
+        g_clear_error(error);
+        g_propagate_error(error, own);
+        return false;
+    }
     if (of_channel && source->return_path)
         vmf_return_path_explain(source->return_path, error);
-    if (vmf_session_is_cancelled(source->session)) {
-        g_clear_error(error);
-        vmf_session_check_cancelled(source->session, error);
-    }
     return false;
 }
 
@@ -212,6 +216,22 @@ static bool open_page_channels(VmfSource *source, GError **error)
     return true;
 }
 
+/*
+ * The first answer may find the target busy with setting up; the forecast of the stop rests on the round trip, so it is asked three
+ * times, one after the other, while nothing else is under way.
+ */
+static bool measure_rtt(VmfSource *source, GError **error)
+{
+    int64_t deadline = vmf_now_ns() + RTT_NS;
+
+    for (unsigned i = 1; i <= RTT_PINGS && source->return_path; i++) {
+        if (!vmf_u64_send(source->main.writer, VMF_RECORD_PING, (uint64_t)vmf_now_ns(), error))
+            return false;
+        vmf_return_path_await_pong(source->return_path, i, deadline);
+    }
+    return vmf_session_check_cancelled(source->session, error);
+}
+
 static bool set_up_owners(VmfSource *source, GError **error)
 {
     uint32_t id = 0; /* a section's place in the list of the static data */
@@ -291,6 +311,14 @@ static void show_statistics(VmfSource *source, bool show)
     pthread_mutex_unlock(&session->lock);
 }
 
+/* With page channels a cancel leaves the main channel for a moment, so that the target hears of it. */
+static void spare_main(VmfSource *source, bool spare)
+{
+    pthread_mutex_lock(&source->session->lock);
+    source->session->spared = spare ? source->main.channel : NULL;
+    pthread_mutex_unlock(&source->session->lock);
+}
+
 /* ---- the whole ------------------------------------------------------------------------------------------------------------- */
 
 static bool connect_target(VmfSource *source, GError **error)
@@ -319,7 +347,11 @@ static bool migrate(VmfSource *source, GError **error)
         return false;
     if (!vmf_session_fault(session, "source.accepted", error))
         return false;
+    if (!measure_rtt(source, error))
+        return false;
     source->begun_ns = vmf_now_ns();
+    if (source->pages->len > 0)
+        spare_main(source, true);
     show_statistics(source, true);
     if (!set_up_owners(source, error))
         return false;
@@ -362,6 +394,7 @@ static void settle(VmfSource *source, bool done, const GError *error)
 static void clean_up(VmfSource *source)
 {
     show_statistics(source, false);
+    spare_main(source, false);
     vmf_source_throttle(source, 0);
     vmf_session_shutdown_channels(source->session);
     for (guint i = 0; source->owners && i < source->owners->len; i++) {
@@ -391,9 +424,14 @@ bool vmf_source_run(VmfSession *session, GError **error)
     source->device_sum = XXH3_createState();
     XXH3_64bits_reset(source->device_sum);
     vmf_session_set_status(session, VMF_STATUS_SETUP);
-    bool done = migrate(source, &why);
+    source->started_ns = vmf_now_ns();
+    source->watchdog = vmf_watchdog_new(session, vmf_source_look, source, &why);
+    bool done = source->watchdog && migrate(source, &why);
     if (!done && !session->killed && source->state != VMF_SOURCE_HELD)
         vmf_source_explain(source, &why);
+    if (vmf_session_is_cancelled(session) && !atomic_load(&session->offered))
+        vmf_source_tell_abort(source);
+    g_clear_pointer(&source->watchdog, vmf_watchdog_free);
     clean_up(source);
     settle(source, done, why);
     if (why)

@@ -30,11 +30,15 @@ typedef struct {
     uint8_t token[VMF_TOKEN_SIZE];
 
     VmfSourceState state;
-    VmfWatchdog *watchdog; /* from the stop until SWITCHOVER has been sent */
+    VmfWatchdog *watchdog;
+    uint64_t octets_seen; /* the watchdog's: when anything got through last */
+    int64_t octets_seen_ns;
+    int64_t cancelled_ns; /* likewise: when it saw the cancel */
     bool was_running;    /* the guest ran when it was stopped */
     bool logging;        /* save_setup was reached */
-    int64_t begun_ns;    /* accepted */
-    int64_t stopped_ns;  /* the stop was asked for */
+    int64_t started_ns;  /* the session */
+    _Atomic int64_t begun_ns;   /* accepted, all channels open */
+    _Atomic int64_t stopped_ns; /* the stop was asked for */
     _Atomic unsigned throttle_percent; /* in force */
     uint64_t sent_before_round;
 } VmfSource;
@@ -55,6 +59,14 @@ bool vmf_source_pending(VmfSource *source, bool exact, VmfPending *pending, GErr
  * From the stop to the end. False: `state` says where the guest is (BACK: here and as it was; HELD: nobody knows).
  */
 bool vmf_source_switchover(VmfSource *source, GError **error);
+
+/* For the watchdog: whether every limit is kept. */
+bool vmf_source_look(void *source, GError **why);
+/* When READY has to be here at the latest, a full audit aside: counted from the stop, for it is the guest that waits. */
+int64_t vmf_source_stop_deadline(const VmfSource *source);
+
+/* Tells the target that the guest stays here, as far as it can be told. */
+void vmf_source_tell_abort(VmfSource *source);
 
 /* A channel's failure, in the peer's words where it said some. Returns false. */
 bool vmf_source_explain(VmfSource *source, GError **error);

@@ -15,7 +15,6 @@
 #define RUNNING_NS (10 * VMF_NS_PER_S)
 #define REPORT_NS (3 * VMF_NS_PER_S)
 #define LAST_ACKS_NS (1 * VMF_NS_PER_S)
-#define STANDSTILL_TIMEOUTS 5             /* switchover timeouts in which nothing is sent: the target takes nothing */
 #define STUCK_BYTES (256u << 10)          /* more than this unsent on the main channel: the peer does not read, do not speak to it */
 #define AUDIT_BYTES_PER_SECOND 200000000u /* slower than any host hashes: the deadline of an audit before RUN */
 
@@ -36,7 +35,7 @@ static void note_ns(VmfSource *source, size_t offset, uint64_t ns)
 
 /* ---- what the state machine asks for --------------------------------------------------------------------------------------- */
 
-static void tell_abort(VmfSource *source)
+void vmf_source_tell_abort(VmfSource *source)
 {
     if (source->session->killed || !source->return_path || vmf_channel_unsent_bytes(source->main.channel) > STUCK_BYTES)
         return;
@@ -63,7 +62,7 @@ static VmfSourceAction happened(VmfSource *source, VmfSourceEvent event)
 
     switch (action) {
     case VMF_SOURCE_DO_ABORT_AND_TAKE_BACK:
-        tell_abort(source);
+        vmf_source_tell_abort(source);
         take_back(source);
         break;
     case VMF_SOURCE_DO_TAKE_BACK:
@@ -128,38 +127,6 @@ static bool send_the_rest(VmfSource *source, GError **error)
     source->session->statistics.round++;
     pthread_mutex_unlock(&source->session->lock);
     return vmf_session_check_cancelled(source->session, error);
-}
-
-/* ---- a target that takes nothing ------------------------------------------------------------------------------------------- */
-
-static uint64_t octets_sent(void *opaque)
-{
-    VmfSource *source = opaque;
-    uint64_t sent = vmf_filter_count_sent(source->main.count);
-
-    for (guint i = 0; i < source->pages->len; i++)
-        sent += vmf_filter_count_sent(((VmfSourceChannel *)g_ptr_array_index(source->pages, i))->count);
-    return sent;
-}
-
-/* A channel that only carries away (a file, a pipe) may be as slow as it likes: nobody waits for its guest. */
-static bool begin_watch(VmfSource *source, GError **error)
-{
-    int64_t patience_ns = STANDSTILL_TIMEOUTS * (int64_t)source->session->parameters.switchover_timeout_ns;
-
-    if (source->format.one_way)
-        return true;
-    source->watchdog = vmf_watchdog_new(source->session, patience_ns, octets_sent, source, error);
-    return source->watchdog != NULL;
-}
-
-static bool end_watch(VmfSource *source, bool sent, GError **error)
-{
-    if (!vmf_watchdog_free(g_steal_pointer(&source->watchdog)))
-        return sent;
-    g_clear_error(error);
-    g_set_error(error, VMF_ERROR, VMF_ERROR_SWITCHOVER_TIMEOUT, "target: takes nothing while the guest stands still");
-    return false;
 }
 
 /* ---- offer ----------------------------------------------------------------------------------------------------------------- */
@@ -287,12 +254,11 @@ static bool audit_before(VmfSource *source, GError **error)
 
 static int64_t ready_deadline(const VmfSource *source)
 {
-    const VmfSession *session = source->session;
-    uint64_t wait_ns = session->downtime_limit_ns + session->parameters.switchover_timeout_ns;
+    int64_t deadline = vmf_source_stop_deadline(source);
 
     if (source->features & VMF_FEATURE_AUDIT_BEFORE)
-        wait_ns += session->statistics.ram_total_bytes * (uint64_t)VMF_NS_PER_S / AUDIT_BYTES_PER_SECOND;
-    return vmf_now_ns() + (int64_t)wait_ns;
+        deadline += (int64_t)(source->session->statistics.ram_total_bytes * (uint64_t)VMF_NS_PER_S / AUDIT_BYTES_PER_SECOND);
+    return deadline;
 }
 
 static VmfSourceEvent await_ready(VmfSource *source, const VmfSwitchover *offer, GError **error)
@@ -329,7 +295,6 @@ static bool offer(VmfSource *source, GError **error)
     vmf_return_path_offer(source->return_path);
     bool sent = vmf_session_fault(source->session, "source.switchover.due", error) && send_switchover(source, &message, error) &&
                 vmf_session_fault(source->session, "source.switchover.sent", error);
-    sent = end_watch(source, sent, error);
     atomic_store(&source->session->offered, sent);
     VmfSourceEvent event = sent ? await_ready(source, &message, error) : VMF_SOURCE_EV_LOST;
     NOTE_NS(source, downtime_ready_ns, since(start));
@@ -463,6 +428,9 @@ static bool finish_one_way(VmfSource *source, GError **error)
     NOTE_NS(source, total_ns, since(source->begun_ns));
     source->features &= ~VMF_FEATURE_AUDIT_BEFORE;
     audit_after(source);
+    /* Nobody has read it yet: what was found here is that the log was sound, or that it was not. */
+    if (source->session->statistics.verified != VMF_VERIFIED_FAILED)
+        set_verified(source, VMF_VERIFIED_NOT_APPLICABLE);
     return true;
 }
 
@@ -473,8 +441,7 @@ bool vmf_source_switchover(VmfSource *source, GError **error)
         happened(source, VMF_SOURCE_EV_LOST);
         return false;
     }
-    if (!begin_watch(source, error) || !send_the_rest(source, error)) {
-        end_watch(source, false, error);
+    if (!send_the_rest(source, error)) {
         happened(source, vmf_session_is_cancelled(source->session) ? VMF_SOURCE_EV_CANCEL : VMF_SOURCE_EV_LOST);
         return false;
     }

@@ -5,23 +5,21 @@
 
 #include "stream/clock.h"
 
-#define LOOKS 8 /* within the patience: it is overdrawn by at most an eighth */
+#define LOOK_NS (50 * VMF_NS_PER_MS)
 
 struct VmfWatchdog {
     VmfSession *session;
-    int64_t patience_ns;
-    uint64_t (*progress)(void *opaque);
+    bool (*look)(void *opaque, GError **why);
     void *opaque;
     pthread_t thread;
-    bool quit;  /* under the session's lock */
-    bool acted; /* the thread's; read once it has ended */
+    bool quit; /* under the session's lock */
 };
 
 /* Waits for the next look. False: there is none. */
 static bool sleep_between_looks(VmfWatchdog *watchdog)
 {
     VmfSession *session = watchdog->session;
-    int64_t deadline = vmf_now_ns() + watchdog->patience_ns / LOOKS;
+    int64_t deadline = vmf_now_ns() + LOOK_NS;
 
     pthread_mutex_lock(&session->lock);
     while (!watchdog->quit && vmf_session_wait_locked(session, deadline))
@@ -34,27 +32,26 @@ static bool sleep_between_looks(VmfWatchdog *watchdog)
 static void *watch(void *opaque)
 {
     VmfWatchdog *watchdog = opaque;
-    uint64_t before = watchdog->progress(watchdog->opaque);
-    int64_t since = vmf_now_ns();
+    VmfSession *session = watchdog->session;
+    GError *why = NULL;
 
-    while (!watchdog->acted && sleep_between_looks(watchdog)) {
-        uint64_t now = watchdog->progress(watchdog->opaque);
-        if (now != before)
-            since = vmf_now_ns();
-        before = now;
-        watchdog->acted = vmf_now_ns() - since >= watchdog->patience_ns;
-    }
-    if (watchdog->acted)
-        vmf_session_shutdown_channels(watchdog->session);
+    while (!why && sleep_between_looks(watchdog))
+        watchdog->look(watchdog->opaque, &why);
+    if (!why)
+        return NULL;
+    pthread_mutex_lock(&session->lock);
+    session->expiry = why;
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+    vmf_session_wake(session);
     return NULL;
 }
 
-VmfWatchdog *vmf_watchdog_new(VmfSession *session, int64_t patience_ns, uint64_t (*progress)(void *opaque), void *opaque,
-                              GError **error)
+VmfWatchdog *vmf_watchdog_new(VmfSession *session, bool (*look)(void *opaque, GError **why), void *opaque, GError **error)
 {
     VmfWatchdog *watchdog = g_new0(VmfWatchdog, 1);
 
-    *watchdog = (VmfWatchdog){.session = session, .patience_ns = patience_ns, .progress = progress, .opaque = opaque};
+    *watchdog = (VmfWatchdog){.session = session, .look = look, .opaque = opaque};
     int failed = pthread_create(&watchdog->thread, NULL, watch, watchdog);
     if (!failed)
         return watchdog;
@@ -63,16 +60,14 @@ VmfWatchdog *vmf_watchdog_new(VmfSession *session, int64_t patience_ns, uint64_t
     return NULL;
 }
 
-bool vmf_watchdog_free(VmfWatchdog *watchdog)
+void vmf_watchdog_free(VmfWatchdog *watchdog)
 {
     if (!watchdog)
-        return false;
+        return;
     pthread_mutex_lock(&watchdog->session->lock);
     watchdog->quit = true;
     pthread_cond_broadcast(&watchdog->session->changed);
     pthread_mutex_unlock(&watchdog->session->lock);
     pthread_join(watchdog->thread, NULL);
-    bool acted = watchdog->acted;
     g_free(watchdog);
-    return acted;
 }

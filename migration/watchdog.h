@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * While the guest stands, nobody may wait for ever: a target that neither reads nor answers would keep it standing. Whoever sends is
- * then blocked in a channel or for room, so somebody else has to look: a thread, for the time of the stop.
+ * Deadlines for whoever is blocked. The session's thread and its lanes wait in channels and for room; what they wait for may never
+ * come, and the user's limits hold all the same. So a thread of its own looks every now and then, and ends the session when a limit
+ * has passed: it notes why (session->expiry), and wakes everybody by shutting the channels down.
  */
 #ifndef MIGRATION_WATCHDOG_H
 #define MIGRATION_WATCHDOG_H
@@ -10,10 +11,9 @@
 
 typedef struct VmfWatchdog VmfWatchdog;
 
-/* Shuts all channels of @session once @progress (any thread) has said the same for @patience_ns. */
-VmfWatchdog *vmf_watchdog_new(VmfSession *session, int64_t patience_ns, uint64_t (*progress)(void *opaque), void *opaque,
-                              GError **error);
-/* Ends the watch. True: it had to act. */
-bool vmf_watchdog_free(VmfWatchdog *watchdog);
+/* Starts to look: @look is called on the watchdog's thread until it returns false, with the reason. */
+VmfWatchdog *vmf_watchdog_new(VmfSession *session, bool (*look)(void *opaque, GError **why), void *opaque, GError **error);
+/* Ends the thread. */
+void vmf_watchdog_free(VmfWatchdog *watchdog);
 
 #endif

@@ -395,6 +395,37 @@ static void cancel_in_silence(const Row *row, VmfMachine *machine)
     vmf_session_free(runner.session);
 }
 
+/* Nobody cancels: the limit that was asked for ends it. */
+static void time_out_in_silence(const Row *row, VmfMachine *machine)
+{
+    VmfParameters parameters = parameters_of(row);
+    FakeTarget *target = fake_target_new(4096, row->point, row->instead, row->plant);
+    g_autoptr(GError) error = NULL;
+
+    parameters.timeout_ns = 300 * NS_PER_MS;
+    target->page_channels = row->page_channels;
+    fake_target_start(target);
+    VmfSession *session = vmf_session_new_source(vmf_machine_guest(machine), target->connector, &parameters, NULL, NULL);
+    assert_false(vmf_session_run(session, &error));
+    fake_target_finish(target);
+    fake_target_free(target);
+    assert_string_equal(vmf_error_id(error), "channel.timeout");
+    assert_non_null(strstr(error->message, "not done in 0.3 s"));
+    assert_true(vmf_machine_is_running(machine));
+    vmf_session_free(session);
+}
+
+static void test_time_out(void **state)
+{
+    g_autoptr(VmfMachine) machine = paced_machine();
+
+    assert_true(vmf_machine_start(machine, NULL));
+    for (size_t i = 0; i < G_N_ELEMENTS(silent_rows); i++) {
+        time_out_in_silence(&silent_rows[i], machine);
+        await_beats(machine, silent_rows[i].name);
+    }
+}
+
 static void test_silence(void **state)
 {
     g_autoptr(VmfMachine) machine = paced_machine();
@@ -411,6 +442,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_silence),
+        cmocka_unit_test(test_time_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -206,6 +206,7 @@ static void test_cancel_leaves_the_guest(void **state)
     VmfTrip trip;
 
     vmf_trip_init(&trip);
+    trip.listen_uri = "tcp:127.0.0.1:0";
     trip.source_parameters.max_bandwidth = 1 * MIB;
     assert_true(vmf_machine_start(a, NULL));
     g_usleep(50000);
@@ -215,6 +216,7 @@ static void test_cancel_leaves_the_guest(void **state)
     assert_false(vmf_trip_finish(running));
     assert_int_equal(trip.source.outcome, VMF_OUTCOME_CANCELLED);
     assert_string_equal(vmf_error_id(trip.source_error), "cancelled");
+    assert_string_equal(trip.target_error->message, "source: took the guest back"); /* it was told */
     assert_true(vmf_machine_is_running(a));
     assert_false(vmf_machine_is_running(b));
     vmf_machine_get_info(a, &before);
@@ -241,10 +243,31 @@ static void test_pause_before_switchover(void **state)
         g_usleep(1000);
         vmf_session_get_statistics(vmf_trip_source(running), &statistics);
     }
+    VmfMachineInfo info;
+    vmf_machine_get_info(a, &info);
     assert_true(vmf_machine_is_running(a));
+    assert_int_equal(info.throttle_percent, 0);
     assert_true(vmf_session_continue(vmf_trip_source(running), NULL));
     assert_true(vmf_trip_finish(running));
     assert_true(vmf_machine_is_running(b));
+    vmf_trip_clear(&trip);
+}
+
+/* The limit holds while a human decides, too. */
+static void test_timeout_before_switchover(void **state)
+{
+    g_autoptr(VmfMachine) a = make(VMF_RAM_ANON);
+    g_autoptr(VmfMachine) b = make(VMF_RAM_ANON);
+    VmfTrip trip;
+
+    vmf_trip_init(&trip);
+    trip.source_parameters.pause_before_switchover = true;
+    trip.source_parameters.timeout_ns = 400 * 1000 * 1000;
+    assert_true(vmf_machine_start(a, NULL));
+    assert_false(vmf_trip_run(&trip, vmf_machine_guest(a), vmf_machine_guest(b)));
+    assert_string_equal(vmf_error_id(trip.source_error), "channel.timeout");
+    assert_true(vmf_machine_is_running(a));
+    assert_false(vmf_machine_is_running(b));
     vmf_trip_clear(&trip);
 }
 
@@ -256,6 +279,7 @@ int main(void)
         cmocka_unit_test(test_flipped_byte_is_mended_and_named),
         cmocka_unit_test(test_cancel_leaves_the_guest),
         cmocka_unit_test(test_pause_before_switchover),
+        cmocka_unit_test(test_timeout_before_switchover),
         cmocka_unit_test(test_hundred_cuts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
