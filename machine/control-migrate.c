@@ -25,10 +25,17 @@ static gboolean on_pass_timer(void *opaque)
     return G_SOURCE_CONTINUE;
 }
 
+static void log_line(VmfControl *control, const char *id, const char *text)
+{
+    if (control->config.log)
+        control->config.log(control->config.opaque, control->side, id, text);
+}
+
 static void on_status(void *opaque, VmfStatus status)
 {
     VmfControl *control = opaque;
 
+    log_line(control, "status", vmf_status_word(status));
     vmf_control_note_run_state(control);
     if (control->events)
         vmf_control_event(control, "MIGRATION", json_pack("{s:s}", "status", vmf_status_word(status)));
@@ -36,6 +43,7 @@ static void on_status(void *opaque, VmfStatus status)
 
 static void on_event(void *opaque, const char *id, const char *text)
 {
+    log_line(opaque, id, text);
     vmf_control_event(opaque, "X_VMFERRY_EVENT", json_pack("{s:s,s:s}", "id", id, "text", text));
 }
 
@@ -75,6 +83,7 @@ static bool begin(VmfControl *control, VmfConnector *connector, const VmfParamet
     }
     vmf_migration_free(control->migration);
     control->migration = migration;
+    control->side = connector ? "source" : "target";
     control->passes_told = 0;
     control->pass_timer = g_timeout_add(PASS_INTERVAL_MS, on_pass_timer, control);
     return true;
@@ -122,9 +131,21 @@ static void after_save(VmfControl *control)
         vmf_control_quit(control, "host-qmp-quit");
 }
 
+static void log_end(VmfControl *control)
+{
+    const GError *error = vmf_migration_error(control->migration);
+    VmfStatistics statistics;
+
+    vmf_migration_get_statistics(control->migration, &statistics);
+    const char *outcome = vmf_outcome_word(statistics.outcome);
+    g_autofree char *text = error ? g_strdup_printf("%s: %s", outcome, error->message) : g_strdup(outcome);
+    log_line(control, "ended", text);
+}
+
 static void tell_end(VmfControl *control)
 {
     stop_pass_timer(control);
+    log_end(control);
     tell_passes(control);
     vmf_control_note_run_state(control);
     vmf_control_event(control, "X_VMFERRY_MIGRATION_ENDED", vmf_qmp_migration_detail(control->migration));

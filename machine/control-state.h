@@ -20,6 +20,7 @@ struct VmfControl {
     bool awaiting_guest; /* see vmf_control_awaits_guest() */
     VmfListener *listener;
     VmfMigration *migration; /* the latest, or NULL */
+    const char *side;        /* of the latest, also while it is being freed */
     VmfThen then;
     guint pass_timer;
     unsigned passes_told; /* of this migration, by MIGRATION_PASS */

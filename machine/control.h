@@ -24,6 +24,9 @@ typedef struct {
     bool insecure; /* plaintext off the loopback is allowed */
     /* Every event that the clients get, as they get it. Main loop's thread. May be NULL. */
     void (*event)(void *opaque, const json_t *event);
+    /* What its migrations report, whatever the clients have switched off: each status (@id "status"), each event of the session, and
+     * the end ("ended": the outcome, and why). @side: "source" or "target". Main loop's thread. May be NULL. */
+    void (*log)(void *opaque, const char *side, const char *id, const char *text);
     void *opaque;
 } VmfControlConfig;
 

@@ -12,6 +12,7 @@
 #include "tools/common.h"
 #include "tools/daemon.h"
 #include "tools/dirs.h"
+#include "tools/event-log.h"
 #include "tools/numbers.h"
 #include "tools/report.h"
 #include "tools/workload.h"
@@ -38,6 +39,7 @@ typedef struct {
     int ready_fd; /* of a daemon that its parent waits for; -1 */
     VmfMachine *machine;
     VmfControl *control;
+    VmfEventLog *log; /* NULL: none is asked for */
 } Run;
 
 static void clear(Run *run)
@@ -47,6 +49,7 @@ static void clear(Run *run)
                        o->state_dir, o->host_name, o->uuid,  run->socket_path, run->console_path};
 
     vmf_control_free(run->control);
+    vmf_event_log_free(run->log);
     vmf_machine_free(run->machine);
     if (run->name_fd >= 0)
         vmf_release_name(run->common.runtime_dir, run->name, run->name_fd);
@@ -206,6 +209,13 @@ static void on_event(void *opaque, const json_t *event)
     vmf_report_json(stdout, line);
 }
 
+static void on_log(void *opaque, const char *side, const char *id, const char *text)
+{
+    const Run *run = opaque;
+
+    vmf_event_log_write(run->log, run->name, side, id, text);
+}
+
 static bool make_control(Run *run, GError **error)
 {
     const Options *o = &run->options;
@@ -218,6 +228,7 @@ static bool make_control(Run *run, GError **error)
         .paused = o->paused,
         .insecure = o->insecure,
         .event = on_event,
+        .log = on_log,
         .opaque = run,
     };
 
@@ -238,7 +249,7 @@ static bool set_up(Run *run, GError **error)
 {
     g_autofree char *log_path = NULL;
 
-    if (!prepare_directories(run, error))
+    if (!vmf_event_log_open(&run->log, g_getenv("VMFERRY_LOG"), error) || !prepare_directories(run, error))
         return false;
     run->machine = vmf_machine_new(&run->config, error);
     if (!run->machine || !make_control(run, error))
