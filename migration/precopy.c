@@ -5,6 +5,7 @@
 #include <vmferry/error.h>
 
 #include "stream/clock.h"
+#include "stream/trace.h"
 
 #define STATE_NS_PER_OWNER 20000 /* reading, sending and loading one device's state: measured on the reference machine, rounded up */
 
@@ -56,13 +57,17 @@ static bool announce_round(VmfSource *source, GError **error)
 {
     VmfPending pending;
 
-    return vmf_source_pending(source, false, &pending, error) &&
-           vmf_round_queue(source->main.writer, source->session->statistics.round, pending.precopy_bytes, error) &&
+    if (!vmf_source_pending(source, false, &pending, error))
+        return false;
+    VMF_TRACE(round_begin, source->session, source->session->statistics.round, pending.precopy_bytes);
+    return vmf_round_queue(source->main.writer, source->session->statistics.round, pending.precopy_bytes, error) &&
            (source->format.one_way || vmf_u64_send(source->main.writer, VMF_RECORD_PING, (uint64_t)vmf_now_ns(), error));
 }
 
 static bool send_round(VmfSource *source, GError **error)
 {
+    int64_t start = vmf_now_ns();
+
     begin_round(source);
     if (!announce_round(source, error))
         return false;
@@ -72,6 +77,7 @@ static bool send_round(VmfSource *source, GError **error)
             return false;
     }
     end_round(source);
+    VMF_TRACE(round_end, source->session, source->session->statistics.round, vmf_now_ns() - start);
     if (!vmf_session_fault(source->session, "source.round.sent", error))
         return false;
     return vmf_session_check_cancelled(source->session, error);
@@ -130,6 +136,7 @@ static bool decide(VmfSource *source, void *policy, bool *stop, GError **error)
         return false;
     VmfPolicyInput input = policy_input(source, &pending);
     session->parameters.policy->decide(policy, &input, &output);
+    VMF_TRACE(policy_decide, session, input.round, input.pending_bytes, input.rate_bytes_per_second, input.forecast_ns, output.decision);
     vmf_source_throttle(source, output.throttle_percent);
     pthread_mutex_lock(&session->lock);
     session->statistics.expected_downtime_ns = input.forecast_ns == UINT64_MAX ? 0 : input.forecast_ns;

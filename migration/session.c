@@ -7,6 +7,7 @@
 #include "migration/parameters.h"
 #include "stream/channel.h"
 #include "stream/clock.h"
+#include "stream/trace.h"
 
 static VmfSession *session_new(VmfGuest *guest, const VmfParameters *parameters, const VmfSessionOps *ops, void *opaque)
 {
@@ -91,6 +92,7 @@ void vmf_session_set_status(VmfSession *session, VmfStatus status)
 {
     pthread_mutex_lock(&session->lock);
     g_assert(vmf_status_may(session->statistics.status, status));
+    VMF_TRACE(session_status, session, session->is_source, vmf_status_word(session->statistics.status), vmf_status_word(status));
     session->statistics.status = status;
     session->statistics.outcome = outcome_of(status, session->statistics.outcome);
     pthread_cond_broadcast(&session->changed);
@@ -277,6 +279,7 @@ bool vmf_session_fault(VmfSession *session, const char *point, GError **error)
 {
     if (!session->parameters.fault || !session->parameters.fault(session->parameters.fault_opaque, point))
         return true;
+    VMF_TRACE(fault_point, session, point);
     session->killed = true;
     vmf_session_shutdown_channels(session);
     g_set_error(error, VMF_ERROR, VMF_ERROR_INTERNAL, "fault point %s", point);

@@ -11,6 +11,7 @@
 
 #include "stream/channel.h"
 #include "stream/clock.h"
+#include "stream/trace.h"
 
 #define RUNNING_NS (10 * VMF_NS_PER_S)
 #define REPORT_NS (3 * VMF_NS_PER_S)
@@ -104,11 +105,12 @@ static bool complete_owner(VmfSource *source, VmfOwner *owner, GError **error)
 
 static bool send_the_rest(VmfSource *source, GError **error)
 {
-    int64_t start = vmf_now_ns();
+    int64_t start = vmf_now_ns(), begun_ns = start;
     VmfPending pending;
 
     if (!vmf_source_pending(source, true, &pending, error))
         return false;
+    VMF_TRACE(round_begin, source->session, source->session->statistics.round + 1, pending.precopy_bytes + pending.stop_bytes);
     for (guint i = 0; i < source->owners->len; i++) {
         VmfOwner *owner = vmf_owner(source->owners, i);
         if (owner->handlers->quiesce && !owner->handlers->quiesce(owner->opaque, error))
@@ -126,6 +128,7 @@ static bool send_the_rest(VmfSource *source, GError **error)
     pthread_mutex_lock(&source->session->lock);
     source->session->statistics.round++;
     pthread_mutex_unlock(&source->session->lock);
+    VMF_TRACE(round_end, source->session, source->session->statistics.round, vmf_now_ns() - begun_ns);
     return vmf_session_check_cancelled(source->session, error);
 }
 
