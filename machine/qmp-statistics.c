@@ -5,8 +5,7 @@
  */
 #include "machine/qmp.h"
 
-#include <string.h>
-#include <vmferry/error.h>
+#include "machine/qmp-error.h"
 
 #define NS_PER_MS 1000000
 
@@ -22,7 +21,6 @@
     X(downtime_state_ns)                                                                                               \
     X(downtime_ready_ns)                                                                                               \
     X(downtime_run_ns)                                                                                                 \
-    X(expected_downtime_ns)                                                                                            \
     X(ram_total_bytes)                                                                                                 \
     X(ram_remaining_bytes)                                                                                             \
     X(bytes_sent)                                                                                                      \
@@ -39,18 +37,18 @@
     X(chunks_mended)                                                                                                   \
     X(audit_pages_different)
 
-/* The last part of "object: operation: detail: cause". */
-static const char *cause_of(const char *message)
+/* Whom the error's cause calls the other side of the channel. */
+static const char *peer_of(const VmfMigration *migration)
 {
-    const char *colon = g_strrstr(message, ": ");
-
-    return colon ? colon + 2 : message;
+    if (vmf_migration_is_one_way(migration))
+        return NULL;
+    return vmf_migration_is_incoming(migration) ? "source" : "target";
 }
 
-static json_t *error_object(const GError *error)
+/* 0 stands for what is not known yet. */
+static json_t *forecast(uint64_t ns)
 {
-    return json_pack("{s:s,s:s,s:s,s:s}", "id", vmf_error_id(error), "message", error->message, "cause",
-                     cause_of(error->message), "hint", vmf_error_hint(error));
+    return ns ? json_integer(ns) : json_null();
 }
 
 static json_t *string_list(char *const *strings)
@@ -77,6 +75,12 @@ static json_t *outcome_of(VmfMigration *migration, const VmfStatistics *statisti
     return vmf_migration_has_ended(migration) ? json_string(vmf_outcome_word(statistics->outcome)) : json_null();
 }
 
+/* Nothing is proven before the end. */
+static json_t *verified_of(VmfMigration *migration, const VmfStatistics *statistics)
+{
+    return vmf_migration_has_ended(migration) ? json_string(vmf_verified_word(statistics->verified)) : json_null();
+}
+
 json_t *vmf_qmp_migration_detail(VmfMigration *migration)
 {
     const GError *error = vmf_migration_error(migration);
@@ -85,16 +89,17 @@ json_t *vmf_qmp_migration_detail(VmfMigration *migration)
 
     vmf_migration_get_statistics(migration, &statistics);
     detail =
-        json_pack("{s:s,s:s,s:b,s:b,s:b,s:b,s:i,s:s?,s:o,s:s,s:i}", "side",
+        json_pack("{s:s,s:s,s:b,s:b,s:b,s:b,s:i,s:s?,s:o,s:o,s:i}", "side",
                   vmf_migration_is_incoming(migration) ? "target" : "source", "status",
                   vmf_status_word(statistics.status), "ended", vmf_migration_has_ended(migration), "one_way",
                   vmf_migration_is_one_way(migration), "dry_run", vmf_migration_is_dry_run(migration), "was_running",
                   vmf_migration_was_running(migration), "stream_version", (int)vmf_migration_stream_version(migration),
                   "uri", vmf_migration_uri(migration), "outcome", outcome_of(migration, &statistics), "verified",
-                  vmf_verified_word(statistics.verified), "round", (int)statistics.round);
+                  verified_of(migration, &statistics), "round", (int)statistics.round);
 #define X(member) json_object_set_new(detail, #member, json_integer(statistics.member));
     COUNTERS(X)
 #undef X
+    json_object_set_new(detail, "expected_downtime_ns", forecast(statistics.expected_downtime_ns));
     json_object_set_new(detail, "guest_gap_ns",
                         statistics.guest_gap_known ? json_integer(statistics.guest_gap_ns) : json_null());
     json_object_set_new(detail, "channels", json_integer(statistics.n_channels));
@@ -102,7 +107,7 @@ json_t *vmf_qmp_migration_detail(VmfMigration *migration)
     json_object_set_new(detail, "incompatibilities", string_list(vmf_migration_incompatibilities(migration)));
     const char *peer = vmf_migration_peer_host_name(migration);
     json_object_set_new(detail, "peer_host_name", peer ? json_string(peer) : json_null());
-    json_object_set_new(detail, "error", error ? error_object(error) : json_null());
+    json_object_set_new(detail, "error", error ? vmf_qmp_error_object(error, peer_of(migration)) : json_null());
     return detail;
 }
 
@@ -136,8 +141,10 @@ static void add_source_members(json_t *info, const VmfStatistics *statistics)
 
     set_ms(info, "total-time", statistics->total_ns);
     set_ms(info, "setup-time", statistics->setup_ns);
-    set_ms(info, completed ? "downtime" : "expected-downtime",
-           completed ? statistics->downtime_ns : statistics->expected_downtime_ns);
+    if (completed)
+        set_ms(info, "downtime", statistics->downtime_ns);
+    else if (statistics->expected_downtime_ns)
+        set_ms(info, "expected-downtime", statistics->expected_downtime_ns);
     if (statistics->throttle_percent > 0)
         json_object_set_new(info, "cpu-throttle-percentage", json_integer(statistics->throttle_percent));
     json_object_set_new(info, "ram", ram_object(statistics));

@@ -47,6 +47,7 @@ def a_guest_moves(stage):
     assert 0 < summary['downtime_ns'] < summary['total_ns'] and summary['guest_gap_ns'] > 0 and summary['rounds'] >= 2
     assert (summary['source'], summary['exit_code'], summary['was_running']) == ('host-a', 0, True)
     assert {line['type'] for line in done.lines} <= {'status', 'event', 'summary'} and done.lines[0]['type'] == 'status'
+    assert (done.lines[0]['verified'], done.lines[0]['outcome'], done.lines[0]['expected_downtime_ns']) == (None, None, None), done
     assert source.wait() == 0    # migrate has sent quit
     assert target.status()['beats'] >= beats
     lives(target)
@@ -203,6 +204,7 @@ def a_dry_run_moves_nothing(stage):
     assert refused.code == 1 and refused.lines[-1]['outcome'] == 'preflight-refused', refused
     assert any(line['type'] == 'event' and line['id'] == 'incompatible' for line in refused.lines), refused
     assert refused.lines[-1]['incompatibilities'], refused
+    assert 'at host-a: the target would not take it: memory' in migrate(source, other, '--dry-run').stdout
     assert migrate(source, target).code == 0      # both still wait, and the real run comes after
     lives(target)
 
@@ -211,7 +213,11 @@ def a_target_of_another_size_refuses(stage):
     source, _ = pair(stage)
     other = stage.host('host-c').run('vm', *GUEST, '--incoming', 'tcp:127.0.0.1:0', '--memory', '32M')
     done = migrate(source, other)
-    assert done.code == 1 and 'vm still runs at host-a' in done.stdout and 'memory' in done.stderr, done
+    assert done.code == 1 and 'memory' in done.stderr, done
+    assert re.fullmatch(r'vmferry: vm still runs at host-a: the migration failed: the target would not take it: memory\.size: '
+                        r'here 33554432, there 16777216; ram\.size: block ram: here 33554432, there 16777216\n', done.stdout), done
+    done = migrate(source, stage.host('host-d').run('vm', '--incoming', 'tcp:127.0.0.1:0', '--memory', '32M'), '--json')
+    assert done.lines[-1]['error']['cause'].startswith('the target would not take it: memory'), done
     lives(source)
 
 
@@ -223,7 +229,8 @@ def nobody_listens(stage):
     assert done.lines[-2]['id'] == 'channel.connect' and done.lines[-1]['outcome'] == 'failed', done
     lives(source)
     done = migrate(source, 'tcp:127.0.0.1:1')
-    assert done.stdout.startswith('vmferry: vm still runs at host-a: the migration failed: ') and 'vmferry: hint: ' in done.stderr, done
+    assert done.stdout == 'vmferry: vm still runs at host-a: the migration failed: tcp:127.0.0.1:1: connect: Connection refused\n', done
+    assert 'vmferry: hint: ' in done.stderr, done
 
 
 def plaintext_stays_on_the_loopback(stage):
@@ -346,6 +353,8 @@ def a_target_that_dies(stage):
         target.process.send_signal(number)
         code, stdout, stderr = said(process)
         assert code == 1 and f'vm still runs at a{number:d}' in stdout and stderr, (code, stdout, stderr)
+        if number == signal.SIGKILL:
+            assert stdout.endswith(': the migration failed: the connection to the target was cut\n'), stdout
         assert target.wait() == (-9 if number == signal.SIGKILL else 0)
         lives(source)
 

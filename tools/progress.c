@@ -32,7 +32,8 @@ static void show_line(const json_t *detail)
 {
     g_autofree char *rate = vmf_format_bytes(number(detail, "rate_bytes_per_second"));
     g_autofree char *dirty = vmf_format_bytes(number(detail, "dirty_bytes_per_second"));
-    g_autofree char *expected = vmf_format_ns(number(detail, "expected_downtime_ns"));
+    uint64_t expected_ns = number(detail, "expected_downtime_ns");
+    g_autofree char *expected = expected_ns ? vmf_format_ns(expected_ns) : g_strdup("-");
     g_autofree char *left = eta(detail);
 
     fprintf(stderr, "\r%s: round %u  %u %%  %s/s  dirty %s/s  ETA %s  expected downtime %s\033[K",

@@ -2,8 +2,8 @@
 #include "tools/report.h"
 
 #include <stdlib.h>
-#include <string.h>
-#include <vmferry/error.h>
+
+#include "machine/qmp-error.h"
 
 void vmf_report_json(FILE *file, json_t *object)
 {
@@ -48,18 +48,9 @@ void vmf_report_event(bool json, json_t *object, const char *format, ...)
     va_end(arguments);
 }
 
-static const char *cause_of(const char *message)
-{
-    const char *colon = g_strrstr(message, ": ");
-
-    return colon ? colon + 2 : message;
-}
-
 void vmf_report_error(bool json, const GError *error)
 {
-    g_autofree char *message = g_utf8_make_valid(error->message, -1); /* it may quote a path, which is any bytes */
-    json_t *object = json_pack("{s:s,s:s,s:s,s:s}", "id", vmf_error_id(error), "message", message, "cause",
-                               cause_of(message), "hint", vmf_error_hint(error));
+    json_t *object = vmf_qmp_error_object(error, NULL);
 
     vmf_report_error_object(json, object);
     json_decref(object);

@@ -113,6 +113,17 @@ static char *written_text(const VmfSummary *summary)
                            summary->runs_here ? "runs on" : "stopped", summary->host_name, costs);
 }
 
+/* Why the target would not, all of it. */
+static char *refusal(const VmfSummary *summary)
+{
+    const json_t *list = json_object_get(summary->detail, "incompatibilities"), *item;
+    GString *text = g_string_new("the target would not take it");
+    size_t i;
+
+    json_array_foreach(list, i, item) g_string_append_printf(text, "%s%s", i ? "; " : ": ", json_string_value(item));
+    return g_string_free(text, FALSE);
+}
+
 static char *stayed_text(const VmfSummary *summary, const char *why)
 {
     if (summary->machine_gone)
@@ -129,8 +140,10 @@ char *vmf_summary_text(const VmfSummary *summary)
         return is_one_way(summary) ? written_text(summary) : moved_text(summary);
     if (has_outcome(summary, "preflight-ok"))
         return stayed_text(summary, "the target would take it");
-    if (has_outcome(summary, "preflight-refused"))
-        return stayed_text(summary, "the target would not take it");
+    if (has_outcome(summary, "preflight-refused")) {
+        failure = refusal(summary);
+        return stayed_text(summary, failure);
+    }
     if (has_outcome(summary, "cancelled"))
         return stayed_text(summary, "the migration was cancelled");
     if (has_outcome(summary, "held"))
