@@ -11,6 +11,7 @@
 
 #define PAGE FORGE_PAGE
 
+static const uint8_t session[16] = "forged session.";
 static const uint8_t uuid[16] = {0xf0, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xf0, 0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde};
 
 /* ---- the guest ------------------------------------------------------------------------------------------------------------- */
@@ -226,6 +227,10 @@ void forge_source_free(ForgeSource *source)
     vmf_static_data_free(source->data);
     vmf_switchover_clear(&source->switchover);
     XXH3_freeState(source->device_sum);
+    for (unsigned c = 0; c < FORGE_CHANNELS; c++) {
+        vmf_record_writer_free(source->page_writer[c]);
+        vmf_channel_free(source->page[c]);
+    }
     for (unsigned b = 0; b < FORGE_BLOCKS; b++)
         vmf_digest_table_free(source->digests[b]);
     g_free(source->told);
@@ -267,8 +272,9 @@ void forge_pages(ForgeSource *source, const VmfWirePages *meta, unsigned n_paylo
     struct iovec iov = {payload, (size_t)n_payload * PAGE};
 
     memset(payload, 0x77, (size_t)n_payload * PAGE);
-    vmf_record_write_pages(source->writer, meta, &iov, n_payload > 0, (size_t)n_payload * PAGE, NULL);
-    vmf_record_flush(source->writer, NULL);
+    VmfRecordWriter *writer = source->page_writer[0] ? source->page_writer[0] : source->writer;
+    vmf_record_write_pages(writer, meta, &iov, n_payload > 0, (size_t)n_payload * PAGE, NULL);
+    vmf_record_flush(writer, NULL);
 }
 
 void forge_close(ForgeSource *source)
@@ -332,9 +338,54 @@ static bool write_static_end(ForgeSource *source)
 
 static bool write_page_channels(ForgeSource *source)
 {
-    VmfPageChannels message = {.session = "forged session.", .count = 0, .epoch = 1};
+    VmfPageChannels message = {.count = source->n_pages, .epoch = 1};
 
+    memcpy(message.session, session, sizeof(session));
     return vmf_page_channels_queue(source->writer, &message, NULL) && vmf_record_flush(source->writer, NULL);
+}
+
+/* ---- page channels --------------------------------------------------------------------------------------------------------- */
+
+VmfPreamble forge_preamble(unsigned channel)
+{
+    VmfPreamble preamble = {.channel = channel, .epoch = 1};
+
+    memcpy(preamble.session, session, sizeof(session));
+    return preamble;
+}
+
+bool forge_join(ForgeSource *source, ForgeTarget *target, const VmfPreamble *preamble)
+{
+    VmfChannel *channel = vmf_connector_open(target->connector, -1, NULL);
+    VmfRecordReader *reader = vmf_record_reader_new(channel, source->format);
+    uint8_t wire[VMF_PREAMBLE_SIZE];
+    VmfRecord record;
+
+    vmf_preamble_encode(preamble, &source->format, wire);
+    vmf_channel_write_all(channel, wire, sizeof(wire), NULL);
+    bool joined = vmf_record_read(reader, &record, NULL) && record.type == VMF_RECORD_ACK;
+    if (joined && preamble->channel < FORGE_CHANNELS && !source->page[preamble->channel]) {
+        source->page[preamble->channel] = channel;
+        source->page_writer[preamble->channel] = vmf_record_writer_new(channel, source->format);
+    } else {
+        vmf_channel_free(channel);
+    }
+    vmf_record_reader_free(reader);
+    return joined;
+}
+
+static VmfRecordWriter *writer_of_pages(ForgeSource *source)
+{
+    return source->page_writer[0] ? source->page_writer[0] : source->writer;
+}
+
+static bool write_end_marks(ForgeSource *source)
+{
+    bool done = vmf_u64_send(writer_of_pages(source), VMF_RECORD_END_MARK, source->sequence, NULL);
+
+    for (unsigned c = 1; done && c < source->n_pages; c++)
+        done = vmf_u64_send(source->page_writer[c], VMF_RECORD_END_MARK, 0, NULL);
+    return done;
 }
 
 static void fill(uint8_t page[PAGE], unsigned seed)
@@ -364,7 +415,7 @@ static bool send_pages(ForgeSource *source, unsigned block, uint64_t chunk, unsi
     source->switchover.blocks[block].data++;
     source->switchover.blocks[block].zero += zero >= 0;
     source->sequence++;
-    return vmf_record_write_pages(source->writer, &meta, &iov, 1, PAGE, NULL);
+    return vmf_record_write_pages(writer_of_pages(source), &meta, &iov, 1, PAGE, NULL);
 }
 
 static bool write_pages(ForgeSource *source)
@@ -475,7 +526,7 @@ bool forge_step(ForgeSource *source, ForgeStep step)
     case FORGE_STATE:
         return write_state(source);
     case FORGE_END_MARK:
-        return vmf_u64_send(source->writer, VMF_RECORD_END_MARK, source->sequence, NULL);
+        return write_end_marks(source);
     case FORGE_SWITCHOVER:
         return write_switchover(source);
     case FORGE_READY:

@@ -11,6 +11,7 @@
 #include <vmferry/vmferry.h>
 
 #include "ram/digest-table.h"
+#include "stream/header.h"
 #include "stream/message.h"
 #include "stream/static-data.h"
 
@@ -20,6 +21,7 @@
 #define FORGE_RAM_PAGES 515u /* the second chunk is short */
 #define FORGE_ROM_PAGES 2u
 #define FORGE_BLOCKS 2u
+#define FORGE_CHANNELS 2u
 
 typedef struct {
     VmfGuest *guest;
@@ -88,12 +90,20 @@ typedef struct {
     bool summing;             /* static data is not over */
     XXH3_state_t *device_sum;
     uint64_t sequence; /* of the next PAGES */
+    unsigned n_pages;  /* page channels announced; 0: pages travel on the main channel */
+    VmfChannel *page[FORGE_CHANNELS];
+    VmfRecordWriter *page_writer[FORGE_CHANNELS]; /* NULL: not joined. All pages go over the first */
     VmfDigestTable *digests[FORGE_BLOCKS];
     char *told; /* the id of the complaint that the target sent; "" none */
 } ForgeSource;
 
 ForgeSource *forge_source_new(ForgeTarget *target, VmfStreamFormat format);
 void forge_source_free(ForgeSource *source);
+
+/* What a page channel of this session says first. */
+VmfPreamble forge_preamble(unsigned channel);
+/* Opens a page channel and says so; whether the target took it is its answer: true after an ACK, false when it closes. */
+bool forge_join(ForgeSource *source, ForgeTarget *target, const VmfPreamble *preamble);
 
 /* Does one step as a good source would. False when the target has gone or has complained. */
 bool forge_step(ForgeSource *source, ForgeStep step);
