@@ -9,6 +9,7 @@
 #define TICK_NS (100 * VMF_NS_PER_MS)
 #define BUSY_TICK_NS (10 * VMF_NS_PER_MS) /* while somebody is being served: the end of a session waits for the tick */
 #define HANDSHAKE_NS (10 * VMF_NS_PER_S)
+#define FAREWELL_NS (2 * VMF_NS_PER_S) /* for somebody who got an answer to read it, and to close */
 #define CALLERS_MAX (64 + VMF_CHANNELS_MAX) /* connections that have not said who they are; the oldest has to go for a newer one */
 
 typedef struct {
@@ -188,6 +189,19 @@ static void refuse(VmfIncoming *incoming, const char *text)
     send_verdict(incoming, false, texts, NULL);
 }
 
+/*
+ * Closing while there is unread input may take back what was written, and a caller that is still writing would see a broken channel in
+ * place of the answer: so who was answered closes first.
+ */
+static void see_off(VmfIncoming *incoming)
+{
+    int64_t deadline = vmf_now_ns() + FAREWELL_NS;
+    uint8_t scratch[4096];
+
+    while (incoming->writer && vmf_channel_read_all_deadline(incoming->channel, scratch, sizeof(scratch), deadline, NULL))
+        ;
+}
+
 static bool judge(VmfReception *reception, VmfIncoming *incoming, GError **error)
 {
     const VmfReceptionConfig *config = &reception->config;
@@ -201,6 +215,7 @@ static bool judge(VmfReception *reception, VmfIncoming *incoming, GError **error
     if (texts[0]) {
         g_autofree char *all = g_strjoinv("; ", texts);
         send_verdict(incoming, false, texts, NULL);
+        see_off(incoming);
         vmf_session_set_incompatibilities(config->session, texts);
         g_set_error(error, VMF_ERROR, VMF_ERROR_INCOMPATIBLE, "static data: %s", all);
         return false;
@@ -276,6 +291,7 @@ static bool serve_main(Caller *caller, const uint8_t opening[8], GError **error)
     bool good = vmf_channel_read_all(incoming->channel, image + 8, sizeof(image) - 8, error) && read_headers(incoming, image, error);
     if (good && is_taken(reception)) {
         refuse(incoming, "target.busy: here a migration is under way");
+        see_off(incoming);
         g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "target: busy with another migration");
         good = false;
     }
@@ -284,6 +300,7 @@ static bool serve_main(Caller *caller, const uint8_t opening[8], GError **error)
     if (good && incoming->first.type == VMF_RECORD_PREFLIGHT) {
         vmf_session_event(reception->config.session, "preflight", "%s asked whether its guest would be taken: yes",
                           incoming->static_data->host ? incoming->static_data->host : vmf_channel_name(incoming->channel));
+        see_off(incoming);
         good = !reception->single;
         if (!good)
             g_set_error(error, VMF_ERROR, VMF_ERROR_CUT, "stream: it was a preflight only");
@@ -293,6 +310,7 @@ static bool serve_main(Caller *caller, const uint8_t opening[8], GError **error)
             return true;
         }
         refuse(incoming, "target.busy: here a migration is under way");
+        see_off(incoming);
         return true;
     }
     /* The caller's thread closes the channel. */

@@ -494,6 +494,11 @@ static bool await(ForgeSource *source, uint32_t type)
     return record.type == type && !*source->told;
 }
 
+bool forge_await_verdict(ForgeSource *source)
+{
+    return await(source, VMF_RECORD_VERDICT);
+}
+
 void forge_drain(ForgeSource *source)
 {
     VmfRecord record;

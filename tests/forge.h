@@ -109,6 +109,8 @@ bool forge_join(ForgeSource *source, ForgeTarget *target, const VmfPreamble *pre
 bool forge_step(ForgeSource *source, ForgeStep step);
 /* All of them. */
 bool forge_all(ForgeSource *source);
+/* Reads until the target has answered the static data. */
+bool forge_await_verdict(ForgeSource *source);
 /* Reads until the target closes, noting what it complains of. */
 void forge_drain(ForgeSource *source);
 

@@ -172,7 +172,7 @@ static void test_a_crowd(void **state)
     ForgeTarget *target = forge_target_new();
     g_autoptr(GPtrArray) crowd = g_ptr_array_new_with_free_func((GDestroyNotify)vmf_channel_free);
 
-    for (unsigned i = 0; i < 100; i++) {
+    for (unsigned i = 0; i < 160; i++) {
         VmfChannel *channel = vmf_connector_open(target->connector, -1, NULL);
         assert_true(vmf_channel_write_all(channel, "\xff\xff\xff", i % 4, NULL));
         g_ptr_array_add(crowd, channel);
