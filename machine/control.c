@@ -133,13 +133,15 @@ static bool is_switching_over(VmfControl *control)
 
 const char *vmf_control_run_state(VmfControl *control)
 {
+    if (vmf_control_is_held(control))
+        return "finish-migrate";
     if (vmf_control_awaits_guest(control))
         return "inmigrate";
     if (control->migration && vmf_migration_has_moved_away(control->migration))
         return "postmigrate";
     if (vmf_machine_is_running(control->config.machine))
         return "running";
-    return is_switching_over(control) || vmf_control_is_held(control) ? "finish-migrate" : "paused";
+    return is_switching_over(control) ? "finish-migrate" : "paused";
 }
 
 void vmf_control_note_run_state(VmfControl *control)
@@ -156,12 +158,12 @@ static bool is_owners_to_run(VmfControl *control, const char *verb, GError **err
 {
     const char *why = NULL;
 
-    if (vmf_control_awaits_guest(control))
+    if (vmf_control_is_held(control))
+        why = "the guest may be running at the peer";
+    else if (vmf_control_awaits_guest(control))
         why = "the guest has not arrived";
     else if (control->migration && vmf_migration_has_moved_away(control->migration))
         why = "the guest has moved away";
-    else if (vmf_control_is_held(control))
-        why = "the guest may be running at the peer";
     else if (is_switching_over(control))
         why = "the guest is being handed over";
     if (why)

@@ -38,7 +38,7 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfControl, vmf_control_free)
 
 /* Begins to wait for the guest at @uri. Once only, and only with config.incoming. */
 bool vmf_control_incoming(VmfControl *control, const char *uri, GError **error);
-/* The address as bound; NULL while none is. */
+/* The address as bound, also after the guest has come; NULL: none was. */
 const char *vmf_control_incoming_uri(const VmfControl *control);
 
 /* The owner's stop and cont; refused while the guest is not the owner's to run. */

@@ -30,6 +30,14 @@ json_t *vmf_qmp_query_uuid(VmfControl *control, VmfControlClient *client, const 
     return json_pack("{s:o}", "UUID", uuid_text(control));
 }
 
+/* Where somebody listens; once the guest has come, or is held, nobody does. */
+static const char *open_uri(VmfControl *control)
+{
+    bool listens = vmf_control_awaits_guest(control) && !vmf_control_is_held(control);
+
+    return listens ? vmf_control_incoming_uri(control) : NULL;
+}
+
 json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
 {
     VmfMachineInfo info;
@@ -37,7 +45,7 @@ json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, con
     vmf_machine_get_info(control->config.machine, &info);
     return json_pack("{s:s,s:s,s:o,s:i,s:s?,s:s,s:i,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i}", "name",
                      control->config.name, "host_name", control->config.host_name, "uuid", uuid_text(control), "pid",
-                     (int)getpid(), "incoming_uri", vmf_control_incoming_uri(control), "backend", info.backend, "vcpus",
+                     (int)getpid(), "incoming_uri", open_uri(control), "backend", info.backend, "vcpus",
                      (int)info.vcpus, "dirty_log", info.dirty_log, "running", (int)info.running, "memory_bytes",
                      (json_int_t)info.memory_bytes, "instructions", (json_int_t)info.instructions, "beats",
                      (json_int_t)info.beats, "guest_errors", (json_int_t)info.guest_errors, "guest_error_address",

@@ -148,17 +148,41 @@ def it_can_be_cancelled(stage):
 
 
 def a_second_interrupt_abandons_the_wait(stage):
-    source, _ = pair(stage)
-    with socket.create_server(('127.0.0.1', 0)) as silent:   # takes the connection and never answers
-        process = source.host.start('migrate', 'vm', f'tcp:127.0.0.1:{silent.getsockname()[1]}')
-        story.wait_until(lambda: source.status()['migration'], 'the migration')
-        process.send_signal(signal.SIGSTOP)                 # both come while it looks away
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGCONT)
-        _, stderr = process.communicate(timeout=story.PATIENCE_S)
-        assert process.returncode == 4 and 'no longer waiting' in stderr, (process.returncode, stderr)
-        source.host.vmferry('cancel', 'vm')                 # a peer that never says anything is given up as well
+    for options in ((), ('--json',)):
+        source = stage.host(f'a{len(options)}').run('vm', *GUEST)
+        target = stage.host(f'b{len(options)}').run('vm', '--incoming', 'tcp:127.0.0.1:0')
+        process = slow(source, target, *options)
+        source.process.send_signal(signal.SIGSTOP)          # the machine does not even answer the cancel
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.35)                                # within 300 ms it is the same keystroke
+        code, stdout, stderr = said(process)
+        source.process.send_signal(signal.SIGCONT)
+        assert code == 4, (code, stdout, stderr)
+        if options:
+            error, summary = [json.loads(line) for line in stdout.splitlines()][-2:]
+            assert (error['type'], error['id']) == ('error', 'abandoned') and 'status --follow' in error['hint'], error
+            assert [summary[key] for key in ('type', 'outcome', 'hold', 'verified', 'exit_code')] == \
+                ['summary', 'held', 'unwatched', None, 4], summary
+        else:
+            assert 'no longer waiting' in stderr and 'status --follow' in stderr, stderr
+            assert stdout.startswith(f'vmferry: vm runs at {source.host.name} until the migration has moved it to '), stdout
+        source.host.vmferry('cancel', 'vm')
+        lives(source)
+
+
+def timeout_says_it_twice(stage):
+    source, target = stage.host('a').run('vm', *GUEST), stage.host('b').run('vm', '--incoming', 'tcp:127.0.0.1:0')
+    process = slow(source, target)
+    source.process.send_signal(signal.SIGSTOP)              # so that the second comes before the cancel has ended
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.05)
+    time.sleep(0.35)
+    process.send_signal(signal.SIGTERM)
+    source.process.send_signal(signal.SIGCONT)
+    code, stdout, _ = said(process)
+    assert code == 1 and 'cancelled' in stdout, (code, stdout)
     lives(source)
 
 
@@ -236,9 +260,9 @@ def nobody_listens(stage):
 def plaintext_stays_on_the_loopback(stage):
     source, _ = pair(stage)
     done = migrate(source, 'tcp:192.0.2.1:4444')
-    assert done.code == 1 and '--insecure' in done.stderr, done
+    assert done.code == 2 and '--insecure' in done.stderr, done
     refused = stage.host('host-c').vmferry('run', 'vm', '--incoming', 'tcp:0.0.0.0:0')
-    assert refused.code == 1 and '--insecure' in refused.stderr and refused.stdout == '', refused
+    assert refused.code == 2 and '--insecure' in refused.stderr and refused.stdout == '', refused
 
 
 def strangers_do_not_end_it(stage):
@@ -334,9 +358,9 @@ def progress_for_programs(stage):
     assert lines and all(line['type'] == 'status' and line['name'] == 'vm' and 'ram_remaining_bytes' in line for line in lines)
 
 
-def slow(machine, target):
+def slow(machine, target, *options):
     """A migration that does not end by itself, under way."""
-    process = machine.host.start('migrate', 'vm', target.uri, '--max-bandwidth', '200KB')
+    process = machine.host.start('migrate', 'vm', target.uri, '--max-bandwidth', '200KB', *options)
     story.wait_until(lambda: (target.status()['migration'] or {}).get('status') == 'active', 'the first round')
     return process
 
@@ -360,12 +384,42 @@ def a_target_that_dies(stage):
 
 
 def a_source_that_dies(stage):
+    for options in ((), ('--json',)):
+        source = stage.host(f'a{len(options)}').run('vm', *GUEST)
+        target = stage.host(f'b{len(options)}').run('vm', '--incoming', 'tcp:127.0.0.1:0')
+        process = slow(source, target, *options)
+        source.process.kill()
+        code, stdout, stderr = said(process)
+        assert code == 4, (code, stdout, stderr)
+        if options:
+            error, summary = [json.loads(line) for line in stdout.splitlines()][-2:]
+            assert (error['type'], error['id']) == ('error', 'control.lost') and 'vmferry status' in error['hint'], error
+            assert [summary[key] for key in ('type', 'outcome', 'hold', 'verified', 'exit_code')] == \
+                ['summary', 'held', 'died-with-source', None, 4], summary
+            assert (summary['source'], summary['uri']) == (source.host.name, target.uri) and summary['backend'] == 'rv32', summary
+        else:
+            assert 'process has gone' in stderr and 'vmferry: hint: ' in stderr, stderr
+            assert stdout.startswith('vmferry: vm ended at a0, and its guest with it: ') and target.uri in stdout, stdout
+        assert target.wait() == 1 and 'vmferry: ' in target.process.stderr.read()
+
+
+def a_source_that_dies_in_the_switchover(stage):
     source, target = stage.host('a').run('vm', *GUEST), stage.host('b').run('vm', '--incoming', 'tcp:127.0.0.1:0')
-    process = slow(source, target)
+    process = source.host.start('migrate', 'vm', target.uri, '--pause-before-switchover', '--switchover-timeout', '60s')
+    story.wait_until(lambda: (source.status()['migration'] or {}).get('status') == 'pre-switchover', 'pre-switchover')
+    target.process.send_signal(signal.SIGSTOP)     # READY does not come
+    assert source.host.vmferry('cont', 'vm').code == 0
+    story.wait_until(lambda: source.status()['migration']['status'] == 'device', 'the switchover')
     source.process.kill()
     code, stdout, stderr = said(process)
-    assert code == 4 and stdout == '' and 'process has gone' in stderr, (code, stdout, stderr)
-    assert target.wait() == 1 and 'vmferry: ' in target.process.stderr.read()
+    assert code == 4 and stdout.startswith('vmferry: vm is gone from a and may run at '), (code, stdout, stderr)
+
+
+def nobody_listens_after_it_came(stage):
+    source, target = pair(stage)
+    assert target.status()['incoming_uri'] == target.uri and 'incoming: ' in target.host.vmferry('status', 'vm').stdout
+    assert migrate(source, target).code == 0
+    assert target.status()['incoming_uri'] is None and 'incoming: ' not in target.host.vmferry('status', 'vm').stdout
 
 
 def a_source_that_is_told_to_quit(stage):
@@ -430,4 +484,5 @@ story.run(a_guest_moves, the_last_line_says_it_in_words, channels_versions_memor
           a_dry_run_moves_nothing, a_target_of_another_size_refuses, nobody_listens, plaintext_stays_on_the_loopback,
           strangers_do_not_end_it, into_a_file_and_out_of_it, a_damaged_file_is_refused, over_a_unix_socket, over_a_command,
           over_a_descriptor_that_was_passed, progress_for_programs, a_target_that_dies, a_source_that_dies, a_source_that_is_told_to_quit,
+          timeout_says_it_twice, a_source_that_dies_in_the_switchover, nobody_listens_after_it_came,
           a_peer_that_does_not_read, one_at_a_time, paused_while_it_moves)

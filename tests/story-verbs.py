@@ -21,7 +21,7 @@ def usage_is_exit_code_2(stage):
                  ('run', '../vm'), ('run', '.vm'), ('run', ''), ('run', 'x' * 64), ('run', 'vm', '--memory', '1Q'),
                  ('run', 'vm', '--memory', '1T'), ('run', 'vm', '--backend', 'no-such'), ('run', 'vm', '--guest', 'dirty=x'),
                  ('run', 'vm', '--guest', 'no-such=1'), ('run', 'vm', '--ram', 'paper'), ('run', 'vm', '--uuid', '1'),
-                 ('run', 'vm', '--incoming', 'no-such-scheme:'), ('migrate', 'vm'), ('migrate', 'vm', 'tcp:h:1', '--channels', '0'),
+                 ('run', 'vm', '--incoming', 'no-such-scheme:'), ('run', 'vm', '--incoming', 'tcp:0.0.0.0:0'), ('migrate', 'vm'), ('migrate', 'vm', 'tcp:h:1', '--channels', '0'),
                  ('migrate', 'vm', 'tcp:h:1', '--channels', '65'), ('migrate', 'vm', 'tcp:h:1', '--downtime-limit', '20'),
                  ('migrate', 'vm', 'tcp:h:1', '--audit', 'maybe'), ('migrate', 'vm', 'tcp:h:1', '--stream-version', '4'),
                  ('migrate', 'vm', 'tcp:h:1', '--then', 'quit'), ('migrate', 'vm', 'file:x', '--then', 'dance'),
@@ -29,6 +29,9 @@ def usage_is_exit_code_2(stage):
         done = host.vmferry(*args)
         assert done.code == 2, (args, done)
         assert done.stdout == '' and 'vmferry: ' in done.stderr or args == (), (args, done)
+        if args and not args[0].startswith('--') and args[0] != 'help':
+            done = host.vmferry(*args, '--json')
+            assert done.code == 2 and done.stderr == '' and [line['type'] for line in done.lines] == ['error'], (args, done)
 
 
 def help_for_every_verb(stage):

@@ -13,6 +13,7 @@
 #include "tools/dirs.h"
 
 #define ANSWER_TIMEOUT_MS 30000
+#define SLICE_MS 100              /* of that wait, in which nobody asks whether it is still of use */
 #define LINE_MAX_BYTES (4u << 20) /* the machine is ours, but a defect in it shall not eat our memory */
 
 struct VmfClient {
@@ -20,6 +21,7 @@ struct VmfClient {
     char *name;
     GString *input;
     GQueue events; /* of json_t */
+    VmfClientAbandoned abandoned;
 };
 
 static void set_error(VmfClient *client, VmfErrorCode code, const char *why, GError **error)
@@ -76,8 +78,12 @@ static json_t *receive_answer(VmfClient *client, GError **error)
             set_error(client, VMF_ERROR_TIMEOUT, "no answer", error);
             return NULL;
         }
-        if (receive(client, left_us / 1000 + 1) < 0) {
-            set_error(client, VMF_ERROR_CUT, "the machine's process has gone", error);
+        if (client->abandoned && client->abandoned()) {
+            set_error(client, VMF_ERROR_ABANDONED, "no longer waiting for its answer", error);
+            return NULL;
+        }
+        if (receive(client, MIN(left_us / 1000 + 1, SLICE_MS)) < 0) {
+            set_error(client, VMF_ERROR_CONTROL_LOST, "the machine's process has gone", error);
             return NULL;
         }
     }
@@ -91,7 +97,7 @@ static bool send_all(VmfClient *client, const char *text, size_t length, GError 
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0) {
-            set_error(client, VMF_ERROR_CUT, "the machine's process has gone", error);
+            set_error(client, VMF_ERROR_CONTROL_LOST, "the machine's process has gone", error);
             return false;
         }
         text += n;
@@ -137,6 +143,11 @@ json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *argum
     return result;
 }
 
+void vmf_client_set_abandoned(VmfClient *client, VmfClientAbandoned abandoned)
+{
+    client->abandoned = abandoned;
+}
+
 void vmf_client_forget_events(VmfClient *client)
 {
     json_t *event;
@@ -150,7 +161,7 @@ json_t *vmf_client_next_event(VmfClient *client, int timeout_ms, GError **error)
     json_t *message;
 
     if (g_queue_is_empty(&client->events) && receive(client, timeout_ms) < 0) {
-        set_error(client, VMF_ERROR_CUT, "the machine's process has gone", error);
+        set_error(client, VMF_ERROR_CONTROL_LOST, "the machine's process has gone", error);
         return NULL;
     }
     while ((message = take_line(client)))

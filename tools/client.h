@@ -9,6 +9,9 @@
 
 typedef struct VmfClient VmfClient;
 
+/* Whether nobody waits for an answer any more; asked often while one is awaited. */
+typedef bool (*VmfClientAbandoned)(void);
+
 /* Connects to the machine's socket in @runtime_dir and negotiates. */
 VmfClient *vmf_client_open(const char *runtime_dir, const char *name, GError **error);
 void vmf_client_free(VmfClient *client);
@@ -20,13 +23,16 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfClient, vmf_client_free)
  */
 json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *arguments, GError **error);
 
+/* From now on an answer is awaited only until @abandoned() is true; then the error is VMF_ERROR_ABANDONED. */
+void vmf_client_set_abandoned(VmfClient *client, VmfClientAbandoned abandoned);
+
 /* Forgets the events that came so far: those before the answer to the last command, which are about what was before it.
  */
 void vmf_client_forget_events(VmfClient *client);
 
 /*
  * The next event, owned by the caller. NULL without @error: none within @timeout_ms, or a signal came. NULL with @error
- * (VMF_ERROR_CUT): the machine's process has gone.
+ * (VMF_ERROR_CONTROL_LOST): the machine's process has gone.
  */
 json_t *vmf_client_next_event(VmfClient *client, int timeout_ms, GError **error);
 

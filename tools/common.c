@@ -16,10 +16,9 @@ static int exit_code_for(const GError *error)
         VmfErrorCode code;
         VmfExit exit_code;
     } table[] = {
-        {VMF_ERROR_USAGE, VMF_EXIT_USAGE},
-        {VMF_ERROR_URI, VMF_EXIT_USAGE},
-        {VMF_ERROR_HELD, VMF_EXIT_HELD},
-        {VMF_ERROR_UNSUPPORTED, VMF_EXIT_UNSUPPORTED},
+        {VMF_ERROR_USAGE, VMF_EXIT_USAGE},    {VMF_ERROR_URI, VMF_EXIT_USAGE},
+        {VMF_ERROR_INSECURE, VMF_EXIT_USAGE}, {VMF_ERROR_HELD, VMF_EXIT_HELD},
+        {VMF_ERROR_ABANDONED, VMF_EXIT_HELD}, {VMF_ERROR_UNSUPPORTED, VMF_EXIT_UNSUPPORTED},
     };
 
     for (unsigned i = 0; i < G_N_ELEMENTS(table); i++)
@@ -72,6 +71,14 @@ static char *wrap(const char *text)
     return g_string_free(out, FALSE);
 }
 
+bool vmf_common_wants_json(int argc, char **argv)
+{
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--json") == 0)
+            return true;
+    return false;
+}
+
 bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
                       const GOptionEntry *entries, unsigned n_operands, int *exit_code)
 {
@@ -83,8 +90,10 @@ bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *syno
     g_autoptr(GOptionContext) context = g_option_context_new(synopsis);
     g_autoptr(GError) option_error = NULL, error = NULL;
     g_autofree char *given_dir = NULL, *summary = wrap(description);
+    bool wants_json;
 
     *exit_code = VMF_EXIT_OK;
+    wants_json = vmf_common_wants_json(argc, argv);
     g_option_context_set_summary(context, summary);
     if (entries)
         g_option_context_add_main_entries(context, entries, NULL);
@@ -95,9 +104,11 @@ bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *syno
         has_operands(common, argv[0], synopsis, n_operands, &error);
     given_dir = common->runtime_dir;
     common->runtime_dir = vmf_runtime_dir(given_dir);
-    if (error)
-        *exit_code = vmf_common_fail(common, error);
-    return !error;
+    if (!error)
+        return true;
+    common->json = wants_json; /* wherever it stood: the parser stops at the first mistake */
+    *exit_code = vmf_common_fail(common, error);
+    return false;
 }
 
 VmfClient *vmf_common_connect(const VmfCommon *common, int *exit_code)

@@ -46,6 +46,8 @@ typedef struct {
  */
 bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
                       const GOptionEntry *entries, unsigned n_operands, int *exit_code);
+/* Whether --json is there, for errors that come before the command line is understood. */
+bool vmf_common_wants_json(int argc, char **argv);
 void vmf_common_clear(VmfCommon *common);
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(VmfCommon, vmf_common_clear)
 

@@ -42,7 +42,8 @@ static int failure_exit_code(const VmfSummary *summary)
 
     if (strcmp(id, "unsupported") == 0)
         return VMF_EXIT_UNSUPPORTED;
-    return strcmp(id, "usage") == 0 || strcmp(id, "uri") == 0 ? VMF_EXIT_USAGE : VMF_EXIT_FAILED;
+    return strcmp(id, "usage") == 0 || strcmp(id, "uri") == 0 || strcmp(id, "channel.insecure") == 0 ? VMF_EXIT_USAGE
+                                                                                                     : VMF_EXIT_FAILED;
 }
 
 int vmf_summary_exit_code(const VmfSummary *summary)
@@ -64,6 +65,18 @@ static const char *target_name(const VmfSummary *summary)
     return *peer ? peer : string(summary->detail, "uri");
 }
 
+static json_t *hold_word(const VmfSummary *summary)
+{
+    static const char *const words[] = {
+        [VMF_HOLD_HANDOVER] = "handover",
+        [VMF_HOLD_DIED_WITH_SOURCE] = "died-with-source",
+        [VMF_HOLD_SOURCE_GONE] = "source-gone",
+        [VMF_HOLD_UNWATCHED] = "unwatched",
+    };
+
+    return has_outcome(summary, "held") ? json_string(words[summary->hold]) : json_null();
+}
+
 json_t *vmf_summary_json(const VmfSummary *summary)
 {
     json_t *line = json_pack("{s:s,s:s,s:s,s:s,s:b}", "type", "summary", "name", summary->name, "source",
@@ -76,6 +89,7 @@ json_t *vmf_summary_json(const VmfSummary *summary)
     json_object_set(line, "guest_errors", json_object_get(summary->machine, "guest_errors"));
     json_object_set(line, "guest_gap_max_ns", json_object_get(summary->machine, "guest_gap_max_ns"));
     json_object_set(line, "backend", json_object_get(summary->machine, "backend"));
+    json_object_set_new(line, "hold", hold_word(summary));
     json_object_set_new(line, "exit_code", json_integer(vmf_summary_exit_code(summary)));
     return line;
 }
@@ -132,6 +146,31 @@ static char *stayed_text(const VmfSummary *summary, const char *why)
                            summary->runs_here ? "still runs" : "is still here, paused,", summary->host_name, why);
 }
 
+static char *held_text(const VmfSummary *summary)
+{
+    const char *name = summary->name, *here = summary->host_name, *there = target_name(summary);
+
+    switch (summary->hold) {
+    case VMF_HOLD_DIED_WITH_SOURCE:
+        return g_strdup_printf("%s ended at %s, and its guest with it: the machine's process is gone and no switchover "
+                               "was seen; before it is started again, see that it does not run at %s",
+                               name, here, there);
+    case VMF_HOLD_SOURCE_GONE:
+        return g_strdup_printf("%s is gone from %s and may run at %s: the machine's process ended during the "
+                               "switchover; do not start it again before that is known",
+                               name, here, there);
+    case VMF_HOLD_UNWATCHED:
+        return g_strdup_printf("%s runs at %s until the migration has moved it to %s: nobody watches it here any more; "
+                               "'vmferry status --follow %s' does",
+                               name, here, there, name);
+    case VMF_HOLD_HANDOVER:
+        break;
+    }
+    return g_strdup_printf(
+        "%s stands still at %s and may run at %s: nobody here knows; do not start it again before somebody does", name,
+        here, there);
+}
+
 char *vmf_summary_text(const VmfSummary *summary)
 {
     g_autofree char *failure = NULL;
@@ -147,9 +186,7 @@ char *vmf_summary_text(const VmfSummary *summary)
     if (has_outcome(summary, "cancelled"))
         return stayed_text(summary, "the migration was cancelled");
     if (has_outcome(summary, "held"))
-        return g_strdup_printf(
-            "%s stands still at %s and may run at %s: nobody here knows; do not start it again before somebody does",
-            summary->name, summary->host_name, target_name(summary));
+        return held_text(summary);
     failure = g_strdup_printf("the migration failed: %s", string(json_object_get(summary->detail, "error"), "cause"));
     return stayed_text(summary, failure);
 }

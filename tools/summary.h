@@ -6,6 +6,13 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+typedef enum {
+    VMF_HOLD_HANDOVER,         /* "handover": the last question of the handover was not answered */
+    VMF_HOLD_DIED_WITH_SOURCE, /* "died-with-source": the machine's process is gone, no switchover was seen to begin */
+    VMF_HOLD_SOURCE_GONE,      /* "source-gone": it is gone, and a switchover had begun */
+    VMF_HOLD_UNWATCHED,        /* "unwatched": the migration goes on, and this command does not see it any more */
+} VmfHold;
+
 typedef struct {
     const char *name;      /* of the machine */
     const char *host_name; /* this host's */
@@ -14,6 +21,7 @@ typedef struct {
     bool was_running;      /* before the migration */
     bool runs_here;        /* now */
     bool machine_gone;     /* its process has ended meanwhile */
+    VmfHold hold;          /* of the outcome "held": what is not known, and why */
 } VmfSummary;
 
 int vmf_summary_exit_code(const VmfSummary *summary);

@@ -4,13 +4,14 @@
  * needs nobody to look on; when this process goes, the migration does not.
  */
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 #include <vmferry/vmferry.h>
 
+#include "machine/qmp-error.h"
 #include "tools/common.h"
+#include "tools/interrupts.h"
 #include "tools/numbers.h"
 #include "tools/progress.h"
 #include "tools/report.h"
@@ -40,15 +41,9 @@ typedef struct {
     VmfClient *client;
     VmfProgress progress;
     json_t *machine; /* x-vmferry-query-machine */
-    json_t *detail;  /* x-vmferry of query-migrate; of the end, once it has ended */
+    json_t *detail;  /* x-vmferry of query-migrate, the latest; of the end, once it has ended */
+    bool switches;   /* the guest was or is being handed over, as far as it was told */
 } Migrate;
-
-static volatile sig_atomic_t interruptions;
-
-static void on_signal(int number)
-{
-    interruptions++;
-}
 
 static void clear(Migrate *migrate)
 {
@@ -202,6 +197,7 @@ static void tell_status(Migrate *migrate, const json_t *data)
 {
     const char *status = json_string_value(json_object_get(data, "status"));
 
+    migrate->switches |= strcmp(status, "device") == 0 || strcmp(status, "completed") == 0;
     if (strcmp(status, "pre-switchover") == 0) {
         vmf_progress_clear(&migrate->progress);
         vmf_report_event(migrate->common.json,
@@ -238,7 +234,10 @@ static bool show_progress(Migrate *migrate, GError **error)
 
     if (!info)
         return false;
-    vmf_progress_show(&migrate->progress, migrate->name, json_object_get(info, "x-vmferry"));
+    json_decref(migrate->detail);
+    migrate->detail = json_incref(json_object_get(info, "x-vmferry"));
+    migrate->switches |= strcmp(json_string_value(json_object_get(info, "status")), "device") == 0;
+    vmf_progress_show(&migrate->progress, migrate->name, migrate->detail);
     json_decref(info);
     return true;
 }
@@ -255,21 +254,23 @@ static bool cancel(Migrate *migrate, GError **error)
 static bool wait_for_end(Migrate *migrate, GError **error)
 {
     int64_t next_us = g_get_monotonic_time();
-    int cancelled = 0;
+    bool cancelled = false;
 
     for (;;) {
         int64_t left_us = next_us - g_get_monotonic_time();
         json_t *event = NULL;
         GError *cut = NULL;
 
-        if (interruptions > 1) {
-            g_set_error(error, VMF_ERROR, VMF_ERROR_HELD, "%s: no longer waiting; the migration may still be going on",
-                        migrate->name);
+        if (vmf_interrupts_abandon()) {
+            g_set_error(error, VMF_ERROR, VMF_ERROR_ABANDONED,
+                        "machine %s: no longer waiting; the migration may still be going on", migrate->name);
             return false;
         }
-        if (interruptions > cancelled && !cancel(migrate, error))
-            return false;
-        cancelled = interruptions;
+        if (!cancelled && vmf_interrupts_cancel()) {
+            if (!cancel(migrate, error))
+                return false;
+            cancelled = true;
+        }
         if (left_us <= 0) {
             if (!show_progress(migrate, error))
                 return false;
@@ -318,16 +319,25 @@ static void run_last_command(Migrate *migrate)
     g_autoptr(GError) error = NULL;
     json_t *result = command ? vmf_client_execute(migrate->client, command, NULL, &error) : NULL;
 
-    if (command && !result && !g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT))
+    if (command && !result && !g_error_matches(error, VMF_ERROR, VMF_ERROR_CONTROL_LOST))
         vmf_report_error(migrate->common.json, error);
     json_decref(result);
+}
+
+static int report(Migrate *migrate, const VmfSummary *summary)
+{
+    g_autofree char *text = vmf_summary_text(summary);
+
+    vmf_progress_clear(&migrate->progress);
+    vmf_summary_complain(summary, migrate->common.json);
+    vmf_report_line(migrate->common.json, vmf_summary_json(summary), "vmferry: %s", text);
+    return vmf_summary_exit_code(summary);
 }
 
 static int conclude(Migrate *migrate)
 {
     VmfSummary summary = {.name = migrate->name, .detail = migrate->detail};
     json_t *machine = vmf_client_execute(migrate->client, "x-vmferry-query-machine", NULL, NULL);
-    g_autofree char *text = NULL;
 
     if (machine) {
         json_decref(migrate->machine);
@@ -339,19 +349,64 @@ static int conclude(Migrate *migrate)
     summary.was_running = json_is_true(json_object_get(migrate->detail, "was_running"));
     run_last_command(migrate);
     summary.runs_here = is_running(migrate);
-    vmf_progress_clear(&migrate->progress);
-    vmf_summary_complain(&summary, migrate->common.json);
-    text = vmf_summary_text(&summary);
-    vmf_report_line(migrate->common.json, vmf_summary_json(&summary), "vmferry: %s", text);
-    return vmf_summary_exit_code(&summary);
+    return report(migrate, &summary);
+}
+
+/* What came before the connection broke may tell of the end. */
+static bool end_was_told(Migrate *migrate)
+{
+    json_t *event;
+    bool ended = false;
+
+    while (!ended && (event = vmf_client_next_event(migrate->client, 0, NULL))) {
+        ended = handle_event(migrate, event);
+        json_decref(event);
+    }
+    return ended;
+}
+
+/* A machine that still answers has only dropped us. */
+static VmfHold hold_after(Migrate *migrate, const GError *error)
+{
+    g_autoptr(VmfClient) again = NULL;
+
+    if (!g_error_matches(error, VMF_ERROR, VMF_ERROR_CONTROL_LOST))
+        return VMF_HOLD_UNWATCHED;
+    again = vmf_client_open(migrate->common.runtime_dir, migrate->name, NULL);
+    if (again)
+        return VMF_HOLD_UNWATCHED;
+    return migrate->switches ? VMF_HOLD_SOURCE_GONE : VMF_HOLD_DIED_WITH_SOURCE;
+}
+
+/* The figures as they were seen last, with an end that was not seen. */
+static json_t *unseen_end(const Migrate *migrate, const GError *error)
+{
+    json_t *detail = migrate->detail ? json_copy(migrate->detail) : json_pack("{s:s}", "side", "source");
+
+    json_object_set_new(detail, "uri", json_string(migrate->uri));
+    json_object_set_new(detail, "outcome", json_string("held"));
+    json_object_set_new(detail, "verified", json_null());
+    json_object_set_new(detail, "error", vmf_qmp_error_object(error, NULL));
+    return detail;
 }
 
 /* Once the migration runs, not to know its end is not to know who runs the guest. */
 static int lost_sight(Migrate *migrate, const GError *error)
 {
-    vmf_progress_clear(&migrate->progress);
-    vmf_common_fail(&migrate->common, error);
-    return VMF_EXIT_HELD;
+    VmfSummary summary = {.name = migrate->name, .machine = migrate->machine};
+    json_t *detail;
+    int exit_code;
+
+    if (g_error_matches(error, VMF_ERROR, VMF_ERROR_CONTROL_LOST) && end_was_told(migrate))
+        return conclude(migrate);
+    detail = unseen_end(migrate, error);
+    summary.detail = detail;
+    summary.host_name = json_string_value(json_object_get(migrate->machine, "host_name"));
+    summary.was_running = json_is_true(json_object_get(migrate->machine, "running"));
+    summary.hold = hold_after(migrate, error);
+    exit_code = report(migrate, &summary);
+    json_decref(detail);
+    return exit_code;
 }
 
 /* A guest that has just arrived runs a little before its session has told the source all there is to tell. */
@@ -366,11 +421,19 @@ static bool has_settled(Migrate *migrate)
     return settled || !is_running(migrate);
 }
 
+/* The command was sent, and what came of it is not known. */
+static bool may_have_begun(const GError *error)
+{
+    return g_error_matches(error, VMF_ERROR, VMF_ERROR_CONTROL_LOST) ||
+           g_error_matches(error, VMF_ERROR, VMF_ERROR_ABANDONED) ||
+           g_error_matches(error, VMF_ERROR, VMF_ERROR_TIMEOUT);
+}
+
 static bool begin(Migrate *migrate, json_t *arguments, GError **error)
 {
     json_t *result;
 
-    while (!has_settled(migrate) && interruptions == 0)
+    while (!has_settled(migrate) && !vmf_interrupts_cancel())
         g_usleep(SETTLE_MS * 1000);
     migrate->machine = vmf_client_execute(migrate->client, "x-vmferry-query-machine", NULL, error);
     if (!migrate->machine) {
@@ -381,15 +444,6 @@ static bool begin(Migrate *migrate, json_t *arguments, GError **error)
     vmf_client_forget_events(migrate->client); /* the end of an earlier migration may be among them */
     json_decref(result);
     return result != NULL;
-}
-
-static void catch_signals(void)
-{
-    const struct sigaction action = {.sa_handler = on_signal};
-
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); /* who reads our progress may leave */
 }
 
 int vmf_verb_migrate(int argc, char **argv)
@@ -413,9 +467,11 @@ int vmf_verb_migrate(int argc, char **argv)
         json_decref(arguments);
         return exit_code;
     }
-    catch_signals();
+    vmf_interrupts_catch();
+    vmf_client_set_abandoned(migrate.client, vmf_interrupts_abandon);
     if (!begin(&migrate, arguments, &error))
-        return vmf_common_fail(&migrate.common, error);
+        return migrate.machine && may_have_begun(error) ? lost_sight(&migrate, error)
+                                                        : vmf_common_fail(&migrate.common, error);
     if (!migrate.options.detach)
         return wait_for_end(&migrate, &error) ? conclude(&migrate) : lost_sight(&migrate, error);
     vmf_report_line(

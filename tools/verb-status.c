@@ -54,6 +54,11 @@ static bool has_ended(const json_t *status)
     return json_is_true(json_object_get(json_object_get(status, "migration"), "ended"));
 }
 
+static bool is_held(const json_t *status)
+{
+    return strcmp(string(json_object_get(status, "migration"), "outcome"), "held") == 0;
+}
+
 static void print_migration(const json_t *status)
 {
     const json_t *migration = json_object_get(status, "migration");
@@ -66,8 +71,9 @@ static void print_migration(const json_t *status)
         text = vmf_summary_text(&summary);
         printf("  migration: %s\n", text);
     } else {
-        printf("  migration: %s, %s (%s)\n", is_outgoing(status) ? "out" : "in", string(migration, "status"),
-               string(migration, "uri"));
+        printf("  migration: %s, %s (%s)%s\n", is_outgoing(status) ? "out" : "in", string(migration, "status"),
+               string(migration, "uri"),
+               is_held(status) ? ": the guest is here, whole, stands still and may run at the source" : "");
     }
 }
 
@@ -104,8 +110,11 @@ static int conclude(const VmfCommon *common, json_t *status)
     g_autofree char *text = NULL;
     int exit_code;
 
-    if (!is_outgoing(status) || !has_ended(status))
-        return report_once(common, status);
+    if (!is_outgoing(status) || !has_ended(status)) {
+        exit_code = is_held(status) ? VMF_EXIT_HELD : VMF_EXIT_OK;
+        report_once(common, status);
+        return exit_code;
+    }
     text = vmf_summary_text(&summary);
     exit_code = vmf_summary_exit_code(&summary);
     vmf_summary_complain(&summary, common->json);
@@ -125,16 +134,22 @@ static int follow(const VmfCommon *common, VmfClient *client)
 {
     VmfProgress progress = {.json = common->json, .terminal = !common->json && isatty(STDERR_FILENO)};
     g_autoptr(GError) error = NULL;
+    bool moves = false;
+    int exit_code;
     json_t *status;
 
     while ((status = vmf_machine_status(client, &error)) && goes_on(status)) {
+        moves |= is_outgoing(status);
         if (json_is_object(json_object_get(status, "migration")))
             vmf_progress_show(&progress, common->operands[0], json_object_get(status, "migration"));
         json_decref(status);
         g_usleep(FOLLOW_MS * 1000);
     }
     vmf_progress_clear(&progress);
-    return status ? conclude(common, status) : vmf_common_fail(common, error);
+    if (status)
+        return conclude(common, status);
+    exit_code = vmf_common_fail(common, error);
+    return moves ? VMF_EXIT_HELD : exit_code; /* who runs the guest now was not seen */
 }
 
 int vmf_verb_status(int argc, char **argv)

@@ -6,6 +6,7 @@
 #include <vmferry/vmferry.h>
 
 #include "tools/common.h"
+#include "tools/report.h"
 
 static int verb_help(int argc, char **argv);
 
@@ -38,8 +39,14 @@ static void print_verbs(FILE *file)
             "\n'vmferry VERB --help' and vmferry-VERB(1) say more. 'vmferry --version' says which vmferry this is.\n");
 }
 
-static int unknown_verb(const char *name)
+static int unknown_verb(const char *name, bool json)
 {
+    g_autoptr(GError) error = g_error_new(VMF_ERROR, VMF_ERROR_USAGE, "%s: no such verb", name);
+
+    if (json) {
+        vmf_report_error(true, error);
+        return VMF_EXIT_USAGE;
+    }
     fprintf(stderr, "vmferry: %s: no such verb\n", name);
     print_verbs(stderr);
     return VMF_EXIT_USAGE;
@@ -59,7 +66,7 @@ static int verb_help(int argc, char **argv)
     char *help_argv[] = {argc > 1 ? argv[1] : NULL, (char *)"--help", NULL};
 
     if (argc > 1 && !verb)
-        return unknown_verb(argv[1]);
+        return unknown_verb(argv[1], vmf_common_wants_json(argc, argv));
     if (verb && verb->run != verb_help)
         return run_verb(verb, 2, help_argv);
     print_verbs(stdout);
@@ -80,7 +87,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--help") == 0)
         return verb_help(1, argv);
     if (argc > 1)
-        return unknown_verb(argv[1]);
+        return unknown_verb(argv[1], vmf_common_wants_json(argc - 1, argv + 1));
     print_verbs(stderr);
     return VMF_EXIT_USAGE;
 }

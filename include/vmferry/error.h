@@ -56,10 +56,14 @@ G_BEGIN_DECLS
     X(VMF_ERROR_HANDSHAKE, "channel.handshake", "")                                                                             \
     X(VMF_ERROR_REFUSED, "handover.refused", "")                                                                                \
     X(VMF_ERROR_SWITCHOVER_TIMEOUT, "handover.timeout", "raise --switchover-timeout")                                           \
-    X(VMF_ERROR_HELD, "handover.held", "settle it with vmferry resolve")                                                        \
+    X(VMF_ERROR_HELD, "handover.held",                                                                                          \
+      "ask both hosts with 'vmferry status'; this copy stands still and stays so: 'vmferry quit' it once the other is seen to run") \
     X(VMF_ERROR_STATE, "state", "")                                                                                             \
     X(VMF_ERROR_GUEST, "guest", "")                                                                                             \
-    X(VMF_ERROR_PEER, "peer", "")
+    X(VMF_ERROR_PEER, "peer", "")                                                                                               \
+    X(VMF_ERROR_CONTROL_LOST, "control.lost",                                                                                   \
+      "a guest that was on its way: see with 'vmferry status' at the target whether it runs there")                             \
+    X(VMF_ERROR_ABANDONED, "abandoned", "'vmferry status --follow' shows how it goes on")
 
 typedef enum {
 #define X(code, id, hint) code,
