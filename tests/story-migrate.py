@@ -410,9 +410,23 @@ def a_source_that_dies_in_the_switchover(stage):
     target.process.send_signal(signal.SIGSTOP)     # READY does not come
     assert source.host.vmferry('cont', 'vm').code == 0
     story.wait_until(lambda: source.status()['migration']['status'] == 'device', 'the switchover')
+    client = source.qmp()
+    story.wait_until(lambda: stuck(client), 'the last record on its way')
     source.process.kill()
     code, stdout, stderr = said(process)
     assert code == 4 and stdout.startswith('vmferry: vm is gone from a and may run at '), (code, stdout, stderr)
+    source.wait()
+    target.process.send_signal(signal.SIGCONT)
+    held = target.host.vmferry('status', 'vm', '--follow')
+    if held.code == 1:                             # it saw the cut before it had all: nothing is left there
+        assert target.wait() == 1, held
+        return
+    assert held.code == 4 and held.stdout.startswith('vm: finish-migrate at b'), held
+    assert 'stands still and may run at the source' in held.stdout, held
+    assert target.status()['migration']['outcome'] == 'held' and target.status()['incoming_uri'] is None
+    refused = target.host.vmferry('cont', 'vm')
+    assert refused.code == 1 and 'may be running at the peer' in refused.stderr, refused
+    assert target.host.vmferry('quit', 'vm').code == 0 and target.wait() == 0
 
 
 def nobody_listens_after_it_came(stage):
