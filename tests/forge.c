@@ -186,12 +186,25 @@ static VmfStaticData *describe(void)
     return data;
 }
 
+/* A memory link turns away whom a full target has no place for; TCP would try again by itself. */
+VmfChannel *forge_open(ForgeTarget *target)
+{
+    VmfChannel *channel = NULL;
+
+    for (unsigned i = 0; i < 30000 && !channel; i++) {
+        channel = vmf_connector_open(target->connector, -1, NULL);
+        if (!channel)
+            g_usleep(1000);
+    }
+    return channel;
+}
+
 ForgeSource *forge_source_new(ForgeTarget *target, VmfStreamFormat format)
 {
     ForgeSource *source = g_new0(ForgeSource, 1);
     static const uint8_t token[VMF_TOKEN_SIZE] = "forger's token.";
 
-    source->channel = vmf_connector_open(target->connector, -1, NULL);
+    source->channel = forge_open(target);
     g_assert(source->channel);
     source->format = format;
     source->writer = vmf_record_writer_new(source->channel, format);
@@ -356,7 +369,7 @@ VmfPreamble forge_preamble(unsigned channel)
 
 bool forge_join(ForgeSource *source, ForgeTarget *target, const VmfPreamble *preamble)
 {
-    VmfChannel *channel = vmf_connector_open(target->connector, -1, NULL);
+    VmfChannel *channel = forge_open(target);
     VmfRecordReader *reader = vmf_record_reader_new(channel, source->format);
     uint8_t wire[VMF_PREAMBLE_SIZE];
     VmfRecord record;

@@ -97,6 +97,8 @@ typedef struct {
     char *told; /* the id of the complaint that the target sent; "" none */
 } ForgeSource;
 
+/* A connection to the target; NULL after half a minute of trying. */
+VmfChannel *forge_open(ForgeTarget *target);
 ForgeSource *forge_source_new(ForgeTarget *target, VmfStreamFormat format);
 void forge_source_free(ForgeSource *source);
 

@@ -139,7 +139,7 @@ static void test_a_page_channel_of_nothing(void **state)
 
 static void call_with(ForgeTarget *target, const void *octets, size_t length)
 {
-    VmfChannel *channel = vmf_connector_open(target->connector, -1, NULL);
+    VmfChannel *channel = forge_open(target);
     uint8_t octet;
     bool ended = false;
 
@@ -173,7 +173,7 @@ static void test_a_crowd(void **state)
     g_autoptr(GPtrArray) crowd = g_ptr_array_new_with_free_func((GDestroyNotify)vmf_channel_free);
 
     for (unsigned i = 0; i < 160; i++) {
-        VmfChannel *channel = vmf_connector_open(target->connector, -1, NULL);
+        VmfChannel *channel = forge_open(target);
         assert_true(vmf_channel_write_all(channel, "\xff\xff\xff", i % 4, NULL));
         g_ptr_array_add(crowd, channel);
     }
