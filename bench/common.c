@@ -86,15 +86,43 @@ void bench_fill_zero(void *memory, uint64_t size)
         byte[at] = 0;
 }
 
-uint64_t bench_scattered_page(uint64_t size, uint64_t seed, uint64_t n)
+uint64_t bench_scattered_piece(uint64_t size, uint64_t piece, uint64_t seed, uint64_t n)
 {
-    return mix(seed + n * UINT64_C(0x9e3779b97f4a7c15)) % (size / BENCH_PAGE);
+    return mix(seed + n * UINT64_C(0x9e3779b97f4a7c15)) % (size / piece) * piece;
 }
 
-void bench_fill_scattered(void *memory, uint64_t size, uint64_t bytes, uint64_t seed)
+void bench_fill_scattered(void *memory, uint64_t size, uint64_t bytes, uint64_t piece, uint64_t seed)
 {
-    for (uint64_t n = 0; n < bytes / BENCH_PAGE; n++)
-        bench_fill_random((uint8_t *)memory + bench_scattered_page(size, seed, n) * BENCH_PAGE, BENCH_PAGE, seed + n);
+    for (uint64_t n = 0; n < bytes / piece; n++)
+        bench_fill_random((uint8_t *)memory + bench_scattered_piece(size, piece, seed, n), piece, seed + n);
+}
+
+bool bench_holds_data(uint64_t chunk, unsigned every)
+{
+    return every > 0 ? chunk % every == 0 : chunk % 4 != 3;
+}
+
+/* The chunk that holds the n-th piece of data, and how many there are up to @n_chunks. */
+static uint64_t nth_chunk(uint64_t n, unsigned every)
+{
+    return every > 0 ? n * every : n / 3 * 4 + n % 3;
+}
+
+static uint64_t n_data_chunks(uint64_t n_chunks, unsigned every)
+{
+    return every > 0 ? (n_chunks + every - 1) / every : n_chunks / 4 * 3 + n_chunks % 4;
+}
+
+uint64_t bench_data_bytes(uint64_t size, unsigned every)
+{
+    return n_data_chunks(size / BENCH_CHUNK, every) * BENCH_CHUNK;
+}
+
+uint64_t bench_data_page(uint64_t size, unsigned every, uint64_t seed, uint64_t n)
+{
+    uint64_t offset = bench_scattered_piece(bench_data_bytes(size, every), BENCH_PAGE, seed, n);
+
+    return nth_chunk(offset / BENCH_CHUNK, every) * BENCH_CHUNK + offset % BENCH_CHUNK;
 }
 
 int64_t bench_now_ns(void)

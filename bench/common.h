@@ -25,10 +25,20 @@ void bench_die(const char *what);
 void bench_fill_random(void *memory, uint64_t size, uint64_t seed);
 /* Writes to every page and leaves it zero. */
 void bench_fill_zero(void *memory, uint64_t size);
-/* Fills @bytes of single pages, spread over all of @memory by a hash. */
-void bench_fill_scattered(void *memory, uint64_t size, uint64_t bytes, uint64_t seed);
-/* The n-th page that bench_fill_scattered() fills. */
-uint64_t bench_scattered_page(uint64_t size, uint64_t seed, uint64_t n);
+/* Fills @bytes in pieces of @piece bytes, spread over all of @memory by a hash. */
+void bench_fill_scattered(void *memory, uint64_t size, uint64_t bytes, uint64_t piece, uint64_t seed);
+/* Where the n-th of these pieces is, in bytes. */
+uint64_t bench_scattered_piece(uint64_t size, uint64_t piece, uint64_t seed, uint64_t n);
+
+/*
+ * Where guests that are saved and restored hold data: in every chunk of 2 MiB but each fourth; @every > 0: in each @every-th alone.
+ */
+#define BENCH_CHUNK (2u << 20)
+#define BENCH_TOUCH_SEED 3 /* of the pages that are touched, alike on all sides */
+bool bench_holds_data(uint64_t chunk, unsigned every);
+uint64_t bench_data_bytes(uint64_t size, unsigned every);
+/* The n-th of pages with data taken at random, in bytes. */
+uint64_t bench_data_page(uint64_t size, unsigned every, uint64_t seed, uint64_t n);
 
 int64_t bench_now_ns(void);
 int64_t bench_cpu_ns(void); /* of this process, user and kernel */

@@ -24,8 +24,8 @@ class Host:
             os.makedirs(path, mode=0o700)
             self.env[f'VMFERRY_{kind.upper()}_DIR'] = path
 
-    def start(self, *more):
-        return Child(self.vmferry, 'run', 'bench', '--memory', MEMORY, '--guest', WORK, *more, env=self.env)
+    def start(self, *more, memory=MEMORY, work=WORK):
+        return Child(self.vmferry, 'run', 'bench', '--memory', memory, '--guest', work, *more, env=self.env)
 
     def json(self, kind, *command):
         done = subprocess.run([self.vmferry, *command, '--json'], env=self.env, capture_output=True, text=True, check=False)

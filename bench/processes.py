@@ -101,6 +101,9 @@ class Noise:
     def __init__(self):
         self.started, self.busy = time.monotonic(), busy_s()
 
+    def elapsed(self):
+        return max(time.monotonic() - self.started, 0.01)
+
     def others(self, own_cpu_s):
-        elapsed = max(time.monotonic() - self.started, 0.01)
+        elapsed = self.elapsed()
         return max(0.0, (busy_s() - self.busy - own_cpu_s) / elapsed)

@@ -3,6 +3,7 @@
 
 The time is from the migrate command until the target says that it is complete, which is when a running guest would go on there.
 """
+import contextlib
 import json
 import os
 import random
@@ -72,7 +73,7 @@ class Qmp:
             raise BenchError(f'{BINARY}: has ended')
         return json.loads(line)
 
-    def command(self, name, **arguments):
+    def command(self, name, /, **arguments):
         self.socket.sendall(json.dumps({'execute': name, 'arguments': arguments}).encode() + b'\n')
         while True:
             message = self.read()
@@ -101,7 +102,7 @@ class Qmp:
 class Guest:
     """A stopped guest in a QEMU of its own."""
 
-    def __init__(self, qemu, machine, size, name, channels, incoming=False):
+    def __init__(self, qemu, machine, size, name, channels, incoming=False, capabilities=(), parameters=None):
         path = os.path.join(qemu.directory, name)
         inside = path[len(qemu.root):] if qemu.root else path
         backend = 'memory-backend-memfd,share=on' if machine.memory == 'memfd' else 'memory-backend-ram'
@@ -114,8 +115,8 @@ class Guest:
         try:
             self.qmp = Qmp(path, self.process)
             self.qmp.command('migrate-set-capabilities', capabilities=[{'capability': name, 'state': True}
-                                                                       for name in ('multifd', 'events')])
-            self.qmp.command('migrate-set-parameters', **{'multifd-channels': channels, 'max-bandwidth': 10**12})
+                                                                       for name in ('multifd', 'events', *capabilities)])
+            self.qmp.command('migrate-set-parameters', **{'multifd-channels': channels, 'max-bandwidth': 10**12, **(parameters or {})})
         except BenchError:
             self.close()
             raise
@@ -127,7 +128,7 @@ class Guest:
             for line in maps:
                 bounds, access = line.split()[:2]
                 start, end = (int(bound, 16) for bound in bounds.split('-'))
-                if access.startswith('rw'):
+                if access.startswith('rw-'): # TCG's buffer, which can be larger, is executable
                     best = max(best, (end - start, start))
         if best[0] < self.size:
             raise BenchError(f'{BINARY}: its guest RAM is not found')
@@ -141,6 +142,9 @@ class Guest:
         """Writes guest RAM from outside: random bytes, or zeros."""
         if how == 'untouched':
             return
+        if how == 'quarters':
+            self.fill_quarters()
+            return
         piece = bytes(16 * MIB) if how == 'zero' else random.Random(1).randbytes(16 * MIB)
         base = self.ram_address()
         memory = os.open(f'/proc/{self.process.pid}/mem', os.O_WRONLY)
@@ -149,6 +153,18 @@ class Guest:
             while at < self.size:
                 offset = at % len(piece)
                 at += os.pwrite(memory, memoryview(piece)[offset:offset + self.size - at], base + at)
+        finally:
+            os.close(memory)
+
+    def fill_quarters(self):
+        """Random bytes in each 2 MiB but each fourth."""
+        piece, base = random.Random(1).randbytes(6 * MIB), self.ram_address()
+        memory = os.open(f'/proc/{self.process.pid}/mem', os.O_WRONLY)
+        try:
+            for at in range(0, self.size, 8 * MIB):
+                written = 0
+                while written < min(len(piece), self.size - at):
+                    written += os.pwrite(memory, memoryview(piece)[written:min(len(piece), self.size - at)], base + at + written)
         finally:
             os.close(memory)
 
@@ -185,3 +201,109 @@ def run_qemu(qemu, machine, case, size):
     finally:
         for guest in guests:
             guest.close()
+
+
+# ---- a file with each page at its place -------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def reachable(qemu, folder):
+    """The folder as the QEMU sees it, which may have a root of its own."""
+    if not qemu.root:
+        yield folder
+        return
+    seen = tempfile.mkdtemp(prefix='files-', dir=qemu.directory)
+    subprocess.run(['mount', '--bind', folder, seen], check=True)
+    try:
+        yield seen[len(qemu.root):]
+    finally:
+        subprocess.run(['umount', seen], check=True)
+        os.rmdir(seen)
+
+
+def move_file(qemu, machine, size, name, channels, folder, direct):
+    """One guest that saves or restores; returns seconds and CPU seconds."""
+    path = f'file:{folder}/qemu'
+    guest = Guest(qemu, machine, size, name, channels, incoming=name == 'restore', capabilities=['mapped-ram'],
+                  parameters={'direct-io': True} if direct else {})
+    try:
+        if name == 'save':
+            guest.fill('quarters')
+        machine.warm(size)
+        before, noise, started = cpu_s(guest.process.pid), Noise(), time.time()
+        guest.qmp.command('migrate-incoming' if name == 'restore' else 'migrate', uri=path)
+        ended = guest.qmp.wait_for_end()
+        used = cpu_s(guest.process.pid) - before
+        return outcome((ended - started) * 1e9, used * 1e9, noise)
+    finally:
+        guest.close()
+
+
+def run_mapped_ram(qemu, machine, role, size, place, channels):
+    """Saves a stopped guest into a mapped-ram file over multifd channels, or restores it. Direct where the storage can."""
+    direct = place.name == 'disk'
+    with reachable(qemu, place.folder) as folder:
+        if role == 'restore' and not os.path.exists(place.path('qemu')):
+            move_file(qemu, machine, size, 'save', channels, folder, direct)
+        return move_file(qemu, machine, size, role, channels, folder, direct)
+
+
+# ---- a disk that is copied -------------------------------------------------------------------------------------------------------
+
+class DiskHost:
+    """A QEMU with one raw disk and no guest that runs."""
+
+    def __init__(self, qemu, name, disk, direct):
+        path = os.path.join(qemu.directory, name)
+        self.inside = path[len(qemu.root):] if qemu.root else path
+        cache = 'file.cache.direct=on,file.aio=native' if direct else 'file.cache.direct=off,file.aio=threads'
+        command = [*qemu.prefix, BINARY, '-S', '-accel', 'tcg', '-machine', 'pc', '-m', '64M', '-nodefaults', '-no-user-config',
+                   '-display', 'none', '-qmp', f'unix:{self.inside},server=on,wait=off', '-blockdev',
+                   f'driver=raw,node-name=disk,discard=unmap,file.driver=file,file.filename={disk},{cache}']
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, preexec_fn=in_child())
+        try:
+            self.qmp = Qmp(path, self.process)
+        except BenchError:
+            self.close()
+            raise
+
+    def wait_for(self, *events):
+        while True:
+            while self.qmp.events:
+                event = self.qmp.events.pop(0)
+                if event['event'] in events:
+                    return event
+            message = self.qmp.read()
+            if 'event' in message:
+                self.qmp.events.append(message)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def run_mirror(qemu, disk, copy, direct):
+    """One blockdev-mirror to another QEMU's NBD export, from the command until it is complete."""
+    hosts = []
+    try:
+        for name, path in (('mirror-source', disk), ('mirror-target', copy)):
+            hosts.append(DiskHost(qemu, name, path, direct))
+        source, target = hosts
+        socket_path = f'{target.inside}.nbd'
+        target.qmp.command('nbd-server-start', addr={'type': 'unix', 'data': {'path': socket_path}})
+        target.qmp.command('block-export-add', **{'id': 'disk', 'type': 'nbd', 'node-name': 'disk', 'name': 'disk', 'writable': True})
+        source.qmp.command('blockdev-add', **{'driver': 'nbd', 'node-name': 'target', 'export': 'disk',
+                                              'server': {'type': 'unix', 'path': socket_path}})
+        before, noise, started = sum(cpu_s(host.process.pid) for host in hosts), Noise(), time.monotonic()
+        source.qmp.command('blockdev-mirror', **{'job-id': 'mirror', 'device': 'disk', 'target': 'target', 'sync': 'full'})
+        event = source.wait_for('BLOCK_JOB_READY', 'BLOCK_JOB_ERROR', 'BLOCK_JOB_COMPLETED')
+        if event['event'] == 'BLOCK_JOB_READY':
+            source.qmp.command('block-job-complete', device='mirror')
+            event = source.wait_for('BLOCK_JOB_ERROR', 'BLOCK_JOB_COMPLETED')
+        if event['event'] != 'BLOCK_JOB_COMPLETED' or event['data'].get('error'):
+            raise BenchError(f'{BINARY}: blockdev-mirror: {event["data"]}')
+        elapsed = time.monotonic() - started
+        used = sum(cpu_s(host.process.pid) for host in hosts) - before
+        return outcome(elapsed * 1e9, used * 1e9, noise)
+    finally:
+        for host in hosts:
+            host.close()

@@ -29,6 +29,7 @@ class Case:
     sizes: tuple = ()     # beside the first, which --size sets; '': that one alone
     fixed_size: int = 0
     touch: int = 0        # bytes, of a scattered fill
+    piece: int = 2 * MIB  # in pieces of that size
     rounds: int = 0       # live rounds of an idle guest
     audit: str = 'off'
 
@@ -43,7 +44,7 @@ CASES = {case.name: case for case in (
     Case('idle-4ch', 'random data, four page channels', channels=4),
     Case('zero-touched', 'every page written, all of them zero', fill='zero', limit='scan'),
     Case('zero-untouched', 'memory that nobody ever touched', fill='untouched', limit='', sizes=(16 * GIB, 128 * GIB)),
-    Case('sparse-1t', '1 TiB with 256 MiB of scattered pages, idle guest', fill='scattered', limit='', qemu=False,
+    Case('sparse-1t', '1 TiB of which 256 MiB are touched, scattered; idle guest', fill='scattered', limit='', qemu=False,
          fixed_size=1 << 40, touch=256 * MIB, rounds=30),
     Case('downtime-500', 'the bundled guest writes 500 MB/s over 256 MiB, default settings'),
 )}
@@ -120,13 +121,21 @@ def figures(case, size, runs):
     return result
 
 
-def run_case(options, machine, case):
-    size = case.fixed_size or options.size
+def measure(options, machine, case, size):
+    """The figures of a case, its memory and its rounds."""
     runs = run_pairs(options, machine, case, size, options.pairs)
-    record = {'case': case.name, **figures(case, size, runs), **engine_memory(machine, case, size), 'pairs': options.pairs,
-              'channels': case.channels, 'size_bytes': size, 'pages': machine.pages, 'memory': machine.memory}
+    record = {**figures(case, size, runs), **engine_memory(machine, case, size)}
     if case.rounds:
         record['round_ns'] = latency(ns for run in runs['ours'] for ns in run['source']['round_ns'])
+    return record
+
+
+def run_case(options, machine, case):
+    size = case.fixed_size or options.size
+    record = {'case': case.name, **measure(options, machine, case, size), 'pairs': options.pairs, 'channels': case.channels,
+              'size_bytes': size, 'pages': machine.pages, 'memory': machine.memory}
+    if case.touch:
+        record['single_pages'] = measure(options, machine, dataclasses.replace(case, piece=4096), size)
     if case.sizes:
         record['sizes'] = [{'size_bytes': size, 'total_ns': record['total_ns']}]
         for other in case.sizes:
@@ -176,15 +185,17 @@ def table_rows(record):
         return (f'{name:<22}{told(part.get("ours_gbps")):>10}  {told_spread(part.get("ratio_to_limit")):<16}'
                 f'{told_spread(part.get("ratio_to_qemu")):<16}{told(part.get("cpu_s_per_gb")):>9}'
                 f'{told(part.get("peak_engine_mib"), "{:.1f}"):>11}  {more}').rstrip()
-    notes = [f'{key[:-3]} {record[key]["p50"] / 1e6:.2f}/{record[key]["p99"] / 1e6:.2f}/{record[key]["max"] / 1e6:.2f} ms'
-             for key in ('round_ns', 'guest_gap_ns') if key in record]
+    def latencies(part):
+        return [f'{key[:-3]} {part[key]["p50"] / 1e6:.2f}/{part[key]["p99"] / 1e6:.2f}/{part[key]["max"] / 1e6:.2f} ms'
+                for key in ('round_ns', 'guest_gap_ns') if key in part]
+    notes = latencies(record)
     if 'reached_bytes_per_second' in record:
         notes.append(f'guest wrote {record["reached_bytes_per_second"]["median"] / 1e6:.0f} MB/s')
     if record.get('sizes'):
         notes += [f'{part["size_bytes"] // GIB} GiB in {part["total_ns"]["p50"] / 1e6:.2f} ms' for part in record['sizes']]
     rows = [row(record['case'], record, ', '.join(notes))]
-    if 'huge_pages' in record:
-        rows.append(row('  huge pages', record['huge_pages']))
+    rows += [row('  ' + key.replace('_', ' '), record[key], ', '.join(latencies(record[key])))
+             for key in ('huge_pages', 'single_pages') if key in record]
     return rows
 
 

@@ -163,8 +163,8 @@ static void send_all(const Options *options, uint64_t size, uint64_t piece)
     cpu_ns = bench_cpu_ns() - cpu_ns;
     if (read(report[0], &their_cpu_ns, sizeof(their_cpu_ns)) != sizeof(their_cpu_ns))
         bench_die("receiver");
-    waitpid(receiver, NULL, 0);
     print_result(size, total_ns, cpu_ns + their_cpu_ns);
+    waitpid(receiver, NULL, 0);
 }
 
 /* ---- scan ---------------------------------------------------------------------------------------------------------------------- */

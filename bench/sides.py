@@ -14,6 +14,7 @@ class Machine:
     def __init__(self, build, pages='4k', memory='anon', patience_s=5):
         self.guest = os.path.join(build, 'bench', 'bench-guest')
         self.limit = os.path.join(build, 'bench', 'raw-limit')
+        self.image_limit = os.path.join(build, 'bench', 'raw-image')
         self.vmferry = os.path.join(build, 'tools', 'vmferry')
         self.pages, self.memory, self.patience_s = pages, memory, patience_s
 
@@ -34,7 +35,7 @@ def run_ours(machine, case, size, watch_memory=False):
     """One migration between two processes."""
     options = [f'--size={size}', f'--channels={case.channels}', f'--audit={case.audit}', *machine.kind(),
                *(['--watch-memory'] if watch_memory else [])]
-    fill = [f'--fill={case.fill}', *([f'--touch={case.touch}'] if case.touch else [])]
+    fill = [f'--fill={case.fill}', *([f'--touch={case.touch}', f'--piece={case.piece}'] if case.touch else [])]
     rounds = [f'--rounds={case.rounds}'] if case.rounds else []
     with Child(machine.guest, 'target', 'tcp:127.0.0.1:0', *options) as target:
         uri = target.line('listening')['uri']
@@ -44,11 +45,11 @@ def run_ours(machine, case, size, watch_memory=False):
                 machine.warm(case.travels(size))
             noise = Noise()
             source.go()
-            sent = source.line('result')
-        came = target.line('result')
+            sent, came = source.line('result'), target.line('result')
+            done = outcome(sent['total_ns'], sent['cpu_ns'] + came['cpu_ns'], noise, source=sent, target=came)
     if sent['verified'] not in ('transport', 'full'):
         raise BenchError(f'{case.name}: verified: {sent["verified"]}')
-    return outcome(sent['total_ns'], sent['cpu_ns'] + came['cpu_ns'], noise, source=sent, target=came)
+    return done
 
 
 def run_limit(machine, case, size):
@@ -59,4 +60,4 @@ def run_limit(machine, case, size):
         noise = Noise()
         child.go()
         result = child.line('result')
-    return outcome(result['total_ns'], result['cpu_ns'], noise)
+        return outcome(result['total_ns'], result['cpu_ns'], noise)

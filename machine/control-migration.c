@@ -2,13 +2,18 @@
 #include "machine/control-migration.h"
 
 #include <pthread.h>
+#include <string.h>
 #include <vmferry/error.h>
+
+#define HOLD_OF_OWNER "handover.held"
+#define HOLD_OF_STORAGE "handover.storage"
+#define HOLD_OF_MEMORY "restore.held"
 
 struct VmfMigration {
     VmfMailbox *mailbox;
     const VmfMigrationOps *ops;
     void *opaque;
-    bool incoming, one_way, dry_run;
+    bool incoming, one_way, is_save, dry_run;
     bool was_running;
     unsigned stream_version;
     char *uri;
@@ -20,6 +25,7 @@ struct VmfMigration {
     VmfStatistics statistics; /* once ended */
     char **incompatibilities;
     char *peer_host_name;
+    const char *hold_id; /* of the session's latest event that stated a hold; NULL: none */
 };
 
 static void deliver_status(void *opaque, void *argument)
@@ -38,9 +44,13 @@ static void post_status(void *opaque, VmfStatus status)
 
 static void deliver_event(void *opaque, void *argument)
 {
+    static const char *const holds[] = {HOLD_OF_OWNER, HOLD_OF_STORAGE, HOLD_OF_MEMORY};
     VmfMigration *migration = opaque;
     char **id_and_text = argument;
 
+    for (size_t i = 0; i < G_N_ELEMENTS(holds); i++)
+        if (strcmp(id_and_text[0], holds[i]) == 0)
+            migration->hold_id = holds[i];
     migration->ops->event(migration->opaque, id_and_text[0], id_and_text[1]);
 }
 
@@ -64,10 +74,17 @@ static void conclude(VmfMigration *migration)
     migration->statistics.size = sizeof(VmfStatistics);
     vmf_session_get_statistics(migration->session, &migration->statistics);
     migration->incompatibilities = vmf_session_incompatibilities(migration->session);
-    migration->peer_host_name = vmf_session_peer_host_name(migration->session);
+    vmf_migration_peer_host_name(migration);
     g_clear_pointer(&migration->session, vmf_session_free);
     g_clear_pointer(&migration->connector, vmf_connector_free);
     migration->ended = true;
+}
+
+char *vmf_migration_hold(VmfMigration *migration)
+{
+    if (!migration->ended)
+        return vmf_session_hold(migration->session);
+    return migration->statistics.outcome == VMF_OUTCOME_HELD ? g_strdup(migration->error->message) : NULL;
 }
 
 static void deliver_end(void *opaque, void *argument)
@@ -80,6 +97,21 @@ static void deliver_end(void *opaque, void *argument)
     migration->ops->ended(migration->opaque);
 }
 
+const char *vmf_migration_hold_id(const VmfMigration *migration)
+{
+    return migration->hold_id ? migration->hold_id : HOLD_OF_OWNER;
+}
+
+void vmf_migration_finish(VmfMigration *migration)
+{
+    if (migration->ended)
+        return;
+    vmf_session_cancel(migration->session);
+    conclude(migration);
+    vmf_mailbox_deliver(migration->mailbox); /* none of its thread's letters comes after, when it may have been freed */
+    migration->ops->ended(migration->opaque);
+}
+
 static void *run(void *opaque)
 {
     VmfMigration *migration = opaque;
@@ -89,6 +121,22 @@ static void *run(void *opaque)
     return NULL;
 }
 
+VmfChannel *vmf_migration_put_over_link(VmfChannel *channel, unsigned index, void *link)
+{
+    return vmf_filter_link(channel, link);
+}
+
+static VmfSession *new_session(const VmfMigrationConfig *config, VmfMigration *migration)
+{
+    if (config->save)
+        return vmf_session_new_save(config->guest, config->save, config->parameters, &session_ops, migration);
+    if (config->connector)
+        return vmf_session_new_source(config->guest, config->connector, config->parameters, &session_ops, migration);
+    if (config->restore)
+        return vmf_session_new_restore(config->guest, config->restore, config->parameters, &session_ops, migration);
+    return vmf_session_new_target(config->guest, config->listener, config->parameters, &session_ops, migration);
+}
+
 VmfMigration *vmf_migration_new(const VmfMigrationConfig *config, GError **error)
 {
     VmfMigration *migration = g_new0(VmfMigration, 1);
@@ -96,17 +144,17 @@ VmfMigration *vmf_migration_new(const VmfMigrationConfig *config, GError **error
     migration->mailbox = config->mailbox;
     migration->ops = config->ops;
     migration->opaque = config->opaque;
-    migration->incoming = !config->connector;
+    migration->incoming = !config->connector && !config->save;
     migration->connector = config->connector;
-    migration->one_way = config->connector && vmf_connector_is_one_way(config->connector);
+    migration->is_save = config->save != NULL;
+    migration->one_way = config->save || config->restore || (config->connector && vmf_connector_is_one_way(config->connector));
     migration->dry_run = config->parameters->dry_run;
     migration->stream_version = config->parameters->stream_version;
     migration->uri = g_strdup(config->uri);
     migration->was_running = config->was_running;
-    migration->session =
-        config->connector
-            ? vmf_session_new_source(config->guest, config->connector, config->parameters, &session_ops, migration)
-            : vmf_session_new_target(config->guest, config->listener, config->parameters, &session_ops, migration);
+    if (config->link && config->connector)
+        vmf_connector_set_wrap(config->connector, vmf_migration_put_over_link, config->link);
+    migration->session = new_session(config, migration);
     if (pthread_create(&migration->thread, NULL, run, migration) == 0)
         return migration;
     g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "migration: no thread can be started");
@@ -134,6 +182,11 @@ void vmf_migration_free(VmfMigration *migration)
     g_free(migration);
 }
 
+void vmf_migration_set_ops(VmfMigration *migration, const VmfMigrationOps *ops)
+{
+    migration->ops = ops;
+}
+
 bool vmf_migration_has_ended(const VmfMigration *migration)
 {
     return migration->ended;
@@ -147,6 +200,11 @@ bool vmf_migration_is_incoming(const VmfMigration *migration)
 bool vmf_migration_is_one_way(const VmfMigration *migration)
 {
     return migration->one_way;
+}
+
+bool vmf_migration_is_save(const VmfMigration *migration)
+{
+    return migration->is_save;
 }
 
 bool vmf_migration_is_dry_run(const VmfMigration *migration)
@@ -184,8 +242,10 @@ const GError *vmf_migration_error(const VmfMigration *migration)
     return migration->ended ? migration->error : NULL;
 }
 
-const char *vmf_migration_peer_host_name(const VmfMigration *migration)
+const char *vmf_migration_peer_host_name(VmfMigration *migration)
 {
+    if (!migration->ended && !migration->peer_host_name)
+        migration->peer_host_name = vmf_session_peer_host_name(migration->session);
     return migration->peer_host_name;
 }
 

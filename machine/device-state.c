@@ -59,6 +59,7 @@ static bool cpu_post_load(void *device, GError **error)
     m->cpu.state = m->wire_cpu;
     m->instructions = m->wire_cpu.instructions;
     m->released = false;
+    m->memory_lost = false;
     vmf_vcpu_unhold(m);
     return true;
 }
@@ -213,7 +214,7 @@ bool vmf_rv32_add_devices(VmfMachine *m, GError **error)
         if (!vmf_guest_add_device(m->guest, vmf_machine_device_states[i], 0, vmf_machine_device(m, i), error))
             return false;
     }
-    return true;
+    return vmf_disks_add_devices(m, error);
 }
 
 bool vmf_machine_append_device(const VmfDeviceState *state, void *device, GByteArray *bytes, GError **error)
@@ -241,5 +242,5 @@ bool vmf_rv32_append_state(VmfMachine *m, GByteArray *bytes, GError **error)
             return false;
     }
     vmf_machine_append_beat(m, bytes);
-    return true;
+    return vmf_disks_append_state(m, bytes, error);
 }

@@ -69,6 +69,23 @@ static void beat(VmfMachine *m, uint32_t pages_written)
 
 /* ---- registers --------------------------------------------------------------------------------------------------- */
 
+/* Registers below the disks' wrap round to offsets that no disk has. */
+bool vmf_machine_disk_register_read(VmfMachine *m, uint32_t offset, uint32_t *value)
+{
+    pthread_mutex_lock(&m->lock);
+    bool exists = vmf_disks_register_read(m, offset - GUEST_DISK_BASE, value);
+    pthread_mutex_unlock(&m->lock);
+    return exists;
+}
+
+bool vmf_machine_disk_register_write(VmfMachine *m, uint32_t offset, uint32_t value)
+{
+    pthread_mutex_lock(&m->lock);
+    bool exists = vmf_disks_register_write(m, offset - GUEST_DISK_BASE, value);
+    pthread_mutex_unlock(&m->lock);
+    return exists;
+}
+
 bool vmf_machine_mmio_read(void *opaque, uint32_t address, unsigned size, uint32_t *value)
 {
     const VmfRv32State *state = &((VmfMachine *)opaque)->cpu.state;
@@ -89,7 +106,7 @@ bool vmf_machine_mmio_read(void *opaque, uint32_t address, unsigned size, uint32
         *value = (uint32_t)(state->timer_compare >> 32);
         return true;
     default:
-        return false;
+        return vmf_machine_disk_register_read(opaque, address - GUEST_MMIO_BASE, value);
     }
 }
 
@@ -139,5 +156,7 @@ bool vmf_machine_mmio_write(void *opaque, uint32_t address, unsigned size, uint3
         return false;
     if (offset == GUEST_REG_TIMER_LOW || offset == GUEST_REG_TIMER_HIGH)
         return write_timer(&m->cpu.state, offset, value);
+    if (offset >= GUEST_DISK_BASE)
+        return vmf_machine_disk_register_write(m, offset, value);
     return vmf_machine_device_write(m, offset, value);
 }

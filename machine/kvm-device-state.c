@@ -44,8 +44,10 @@ static bool arrived(VmfMachine *m, unsigned number, GError **error)
         k->loaded = 0;
         applied = vmf_kvm_apply_state(m, error);
         m->released = m->released && !applied;
-        if (applied)
+        if (applied) {
             g_clear_pointer(&m->failure, g_free); /* of a guest that is no more */
+            m->memory_lost = false;
+        }
     }
     vmf_vcpu_unhold(m);
     return applied;
@@ -250,7 +252,7 @@ bool vmf_kvm_add_devices(VmfMachine *m, GError **error)
             return false;
     }
     return vmf_guest_add_device(m->guest, &vmf_console_state, 0, &m->wire_console, error) &&
-           vmf_guest_add_device(m->guest, &vmf_beat_state, 0, &m->wire_beat, error);
+           vmf_guest_add_device(m->guest, &vmf_beat_state, 0, &m->wire_beat, error) && vmf_disks_add_devices(m, error);
 }
 
 /* Of a vCPU what only its own instructions change; the rest has time in it. */
@@ -268,5 +270,5 @@ bool vmf_kvm_append_state(VmfMachine *m, GByteArray *bytes, GError **error)
     if (!vmf_machine_append_device(&vmf_console_state, &m->wire_console, bytes, error))
         return false;
     vmf_machine_append_beat(m, bytes);
-    return true;
+    return vmf_disks_append_state(m, bytes, error);
 }

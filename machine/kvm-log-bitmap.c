@@ -27,7 +27,12 @@ static bool bitmap_start(void *opaque, GError **error)
     VmfKvmLog *log = opaque;
 
     atomic_store(&log->failure, 0);
-    return vmf_kvm_set_memory(log->machine, true, error);
+    if (!vmf_kvm_log_attach(log, error))
+        return false;
+    if (vmf_kvm_set_memory(log->machine, true, error))
+        return true;
+    vmf_kvm_log_detach(log);
+    return false;
 }
 
 static void bitmap_stop(void *opaque)
@@ -35,6 +40,7 @@ static void bitmap_stop(void *opaque)
     VmfKvmLog *log = opaque;
 
     vmf_kvm_set_memory(log->machine, false, NULL);
+    vmf_kvm_log_detach(log);
 }
 
 static void report_words(const uint64_t *words, uint64_t n_words, VmfLogBitmapReport report, void *report_opaque)
@@ -67,6 +73,7 @@ static bool bitmap_harvest(void *opaque, unsigned block, VmfLogBitmapReport repo
     if (vmf_kvm_ioctl(log->machine->kvm->vm_fd, KVM_GET_DIRTY_LOG, &request) < 0)
         return vmf_kvm_log_fail(error, "harvest", errno);
     report_words(words, n_words, report, report_opaque);
+    vmf_log_bitmap_report(&log->bitmaps[block], report, report_opaque);
     return true;
 }
 
@@ -82,7 +89,10 @@ static void bitmap_clear(void *opaque, unsigned block, uint64_t first_page, uint
         .dirty_bitmap = words,
     };
 
-    if (block != BLOCK_ROM && vmf_kvm_ioctl(log->machine->kvm->vm_fd, KVM_CLEAR_DIRTY_LOG, &request) < 0)
+    if (block == BLOCK_ROM)
+        return;
+    vmf_log_bitmap_clear(&log->bitmaps[block], first_page, n_pages, words);
+    if (vmf_kvm_ioctl(log->machine->kvm->vm_fd, KVM_CLEAR_DIRTY_LOG, &request) < 0)
         atomic_store(&log->failure, errno);
 }
 

@@ -135,25 +135,22 @@ bool vmf_kvm_log_ring_full(VmfKvmVcpu *vcpu)
 
 /* ---- the log ----------------------------------------------------------------------------------------------------- */
 
-static void destroy_bitmaps(VmfKvmLog *log)
-{
-    for (unsigned block = 0; block < N_BLOCKS; block++)
-        vmf_log_bitmap_destroy(&log->bitmaps[block]);
-}
-
 static bool ring_start(void *opaque, GError **error)
 {
     VmfKvmLog *log = opaque;
-    bool started = true;
 
     atomic_store(&log->failure, 0);
     pthread_mutex_lock(&log->ring_lock);
-    for (unsigned block = 0; started && block < N_BLOCKS; block++)
-        started = vmf_log_bitmap_init(&log->bitmaps[block], vmf_kvm_log_pages(log, block), error);
-    if (!started)
-        destroy_bitmaps(log);
+    bool started = vmf_kvm_log_attach(log, error);
     pthread_mutex_unlock(&log->ring_lock);
-    return started && vmf_kvm_set_memory(log->machine, true, error);
+    if (!started)
+        return false;
+    if (vmf_kvm_set_memory(log->machine, true, error))
+        return true;
+    pthread_mutex_lock(&log->ring_lock);
+    vmf_kvm_log_detach(log);
+    pthread_mutex_unlock(&log->ring_lock);
+    return false;
 }
 
 static void ring_stop(void *opaque)
@@ -163,7 +160,7 @@ static void ring_stop(void *opaque)
     vmf_kvm_set_memory(log->machine, false, NULL);
     pthread_mutex_lock(&log->ring_lock);
     collect_locked(log); /* an entry left behind would be taken for one of the next migration */
-    destroy_bitmaps(log);
+    vmf_kvm_log_detach(log);
     pthread_mutex_unlock(&log->ring_lock);
 }
 

@@ -27,6 +27,25 @@ bool vmf_kvm_log_check(VmfKvmLog *log, GError **error)
     return failure == 0 || vmf_kvm_log_fail(error, "clear", failure);
 }
 
+bool vmf_kvm_log_attach(VmfKvmLog *log, GError **error)
+{
+    for (unsigned block = 0; block < N_BLOCKS; block++) {
+        if (!vmf_log_bitmap_init(&log->bitmaps[block], vmf_kvm_log_pages(log, block), error)) {
+            vmf_kvm_log_detach(log);
+            return false;
+        }
+    }
+    vmf_machine_set_marks(log->machine, log->bitmaps);
+    return true;
+}
+
+void vmf_kvm_log_detach(VmfKvmLog *log)
+{
+    vmf_machine_set_marks(log->machine, NULL);
+    for (unsigned block = 0; block < N_BLOCKS; block++)
+        vmf_log_bitmap_destroy(&log->bitmaps[block]);
+}
+
 uint64_t vmf_kvm_log_pages(const VmfKvmLog *log, unsigned block)
 {
     return vmf_ram_block_size(vmf_guest_ram(log->machine->guest, block)) / 4096;
@@ -68,8 +87,7 @@ bool vmf_kvm_log_add_vcpus(VmfMachine *m, GError **error)
 
     if (log->ring_entries && !vmf_kvm_ring_map(log, error))
         return false;
-    m->dirty_log_name = log->ops->name;
-    vmf_guest_set_dirty_log(m->guest, log->ops, log);
+    vmf_machine_set_dirty_log(m, log->ops, log);
     return true;
 }
 

@@ -14,10 +14,12 @@ struct VmfKvmLog {
     const VmfDirtyLogOps *ops;
     _Atomic int failure; /* errno of a clear(), which cannot fail: the next harvest does. 0: none */
 
-    /* kvm-ring */
+    /* What devices wrote, which KVM does not record, and what a log notes of its own; not cleared yet. Empty while it is stopped. */
+    VmfLogBitmap bitmaps[N_BLOCKS];
+
+    /* kvm-ring: what was collected is in the bitmaps as well */
     uint32_t ring_entries;
     pthread_mutex_t ring_lock; /* over collecting, resetting and setting bits; taken with the machine's lock free */
-    VmfLogBitmap bitmaps[N_BLOCKS]; /* collected and not cleared; empty while the log is stopped */
     GArray *collected;              /* struct kvm_dirty_gfn, between collecting and setting bits */
 
     /* uffd-wp */
@@ -44,6 +46,9 @@ void vmf_kvm_ring_collect(VmfKvmLog *log);
 
 extern const VmfDirtyLogOps vmf_kvm_bitmap_ops, vmf_kvm_ring_ops, vmf_kvm_uffd_ops;
 
+/* Makes the bitmaps, and from the return on devices mark what they write; the end of that. */
+bool vmf_kvm_log_attach(VmfKvmLog *log, GError **error);
+void vmf_kvm_log_detach(VmfKvmLog *log);
 /* False with @error once clear() has failed. */
 bool vmf_kvm_log_check(VmfKvmLog *log, GError **error);
 bool vmf_kvm_log_fail(GError **error, const char *what, int cause);

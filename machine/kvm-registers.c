@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <vmferry/error.h>
+#include "machine/memory-guard.h"
 
 #define MSR_TSC 0x10u
 #define MSR_SYSTEM_TIME 0x4b564d01u /* kvmclock's */
@@ -282,8 +283,8 @@ static bool apply_system_time(VmfKvmVcpu *vcpu, uint64_t value, GError **error)
     uint8_t before[SYSTEM_TIME_SIZE];
     bool applied;
 
-    if (clock)
-        memcpy(before, clock, sizeof(before));
+    if (clock && !vmf_memory_guard_copy(vcpu->machine, before, clock, sizeof(before)))
+        clock = NULL; /* the page is lost, and so is the guest */
     applied = apply_msr(vcpu, MSR_SYSTEM_TIME, value, error);
     if (clock)
         memcpy(clock, before, sizeof(before));

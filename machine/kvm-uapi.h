@@ -14,6 +14,7 @@
 #define VMF_UFFD_FEATURE_WP_ASYNC (1u << 15)
 
 #define VMF_PAGE_IS_WRITTEN (1u << 1)
+#define VMF_PAGE_IS_THERE (1u << 3 | 1u << 4) /* present, swapped */
 #define VMF_PM_SCAN_WP_MATCHING (1u << 0)
 
 struct vmf_page_region {

@@ -14,6 +14,10 @@
  * Throttling: the vCPUs rest for a share of each THROTTLE_PERIOD_NS, all at the same time. A thread of its own, which
  * begins with the first request, keeps the periods.
  *
+ * Memory that cannot be had (guest.h, memory_lost) makes KVM_RUN fail with EFAULT where the processor's own paging met it. Where KVM
+ * carries out an instruction for the guest, it takes such memory for a device's; nothing runs after that exit, since memory_lost was
+ * set before the memory became inaccessible. Either way the guest stands: it has not failed.
+ *
  * Time does not stand while a guest rests or is stopped: the timer's interrupt waits for it, one of them at most.
  */
 #include "machine/kvm.h"
@@ -43,8 +47,21 @@ static bool port_write(VmfMachine *m, uint16_t port, uint32_t value)
     case GUEST_PORT_ERROR:
         return vmf_machine_device_write(m, GUEST_REG_ERROR, value);
     default:
+        if (port >= GUEST_PORT_DISK)
+            vmf_machine_disk_register_write(m, port - GUEST_PORT_DISK + GUEST_DISK_BASE, value);
         return true; /* nobody there: as on a bus */
     }
+}
+
+static uint32_t port_read(VmfMachine *m, uint16_t port)
+{
+    uint32_t value = 0xffffffff;
+
+    if (port == GUEST_PORT_SERIAL + SERIAL_LINE_STATUS)
+        value = SERIAL_EMPTY;
+    else if (port >= GUEST_PORT_DISK)
+        vmf_machine_disk_register_read(m, port - GUEST_PORT_DISK + GUEST_DISK_BASE, &value);
+    return value;
 }
 
 static void handle_port(VmfKvmVcpu *vcpu)
@@ -54,16 +71,24 @@ static void handle_port(VmfKvmVcpu *vcpu)
     size_t size = MIN(run->io.size, 4);
 
     for (uint32_t i = 0; i < run->io.count; i++, data += size) {
-        uint32_t value = run->io.port == GUEST_PORT_SERIAL + SERIAL_LINE_STATUS ? SERIAL_EMPTY : 0xffffffff;
+        uint32_t value = 0;
 
         if (run->io.direction == KVM_EXIT_IO_IN) {
+            value = port_read(vcpu->machine, run->io.port);
             memcpy(data, &value, size);
             continue;
         }
-        value = 0;
         memcpy(&value, data, size);
         port_write(vcpu->machine, run->io.port, value);
     }
+}
+
+static void lose_memory(VmfMachine *m)
+{
+    pthread_mutex_lock(&m->lock);
+    vmf_vcpu_lose_memory(m);
+    vmf_kvm_kick(m);
+    pthread_mutex_unlock(&m->lock);
 }
 
 static void handle_mmio(struct kvm_run *run)
@@ -77,6 +102,10 @@ static void fail(VmfKvmVcpu *vcpu, const char *what, unsigned long detail)
 {
     VmfMachine *m = vcpu->machine;
 
+    if (m->memory_lost) {
+        lose_memory(m);
+        return;
+    }
     pthread_mutex_lock(&m->lock);
     m->beat.errors++;
     if (!m->failure)
@@ -128,7 +157,9 @@ static bool run_vcpu(VmfKvmVcpu *vcpu)
     vcpu->unsettled = false;
     if (ioctl(vcpu->fd, KVM_RUN, 0) == 0)
         return true;
-    if (errno != EINTR && errno != EAGAIN)
+    if (errno == EFAULT)
+        lose_memory(vcpu->machine);
+    else if (errno != EINTR && errno != EAGAIN)
         fail(vcpu, "KVM_RUN fails", errno);
     return false;
 }
@@ -140,7 +171,7 @@ static void set_immediate_exit(VmfKvmVcpu *vcpu, bool value)
 
 static bool may_run(VmfMachine *m)
 {
-    return m->want_run && !m->holds && !m->kvm->resting && !m->failure;
+    return m->want_run && !m->holds && !m->kvm->resting && !m->failure && !m->memory_lost;
 }
 
 /* Completes the latest access without going on. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The machine's parts: machine.c assembles them, vcpu.c is their run control, devices.c answers the guest, device-state.c
- * saves and loads. What executes the guest is a backend: rv32 (rv32*.c) or kvm (kvm*.c).
+ * The machine's parts: machine.c assembles them, vcpu.c is their run control, devices.c answers the guest, device-memory.c
+ * is how devices reach its memory, device-state.c saves and loads. What executes the guest is a backend: rv32 (rv32*.c) or kvm (kvm*.c).
  *
  * One lock guards all but memory and what a vCPU consists of, which belongs to the vCPU's thread while it runs a slice, and to
  * whoever holds the lock while all vCPUs stand.
@@ -10,9 +10,12 @@
 #define MACHINE_MACHINE_PRIVATE_H
 
 #include <pthread.h>
+#include "machine/disks.h"
 #include "machine/guest/boot.h"
+#include "machine/lossy-log.h"
 #include "machine/machine.h"
 #include "machine/rv32.h"
+#include "machine/storage-lock.h"
 
 /* Indexes in the guest's list of RAM blocks. */
 enum { BLOCK_ROM, BLOCK_RAM, BLOCK_VRAM, N_BLOCKS };
@@ -54,6 +57,7 @@ typedef struct {
     const char *machine_type; /* bumped with whatever the guest could tell apart: memory map, registers */
     uint64_t memory_max;      /* bytes */
     unsigned vcpus_max;
+    uint32_t disk_delay;           /* instructions from a disk's command to its end; 0: they are not counted */
     const char *const *dirty_logs; /* names, ends with NULL */
     const uint8_t *image;          /* the guest program, for the start of the ROM */
     const size_t *image_size;
@@ -82,13 +86,20 @@ bool vmf_kvm_works(GError **error);
 
 struct VmfMachine {
     const VmfBackend *backend;
+    char *backend_why; /* of "auto": why it is not kvm; NULL: it is, or was not asked */
     char *name;
     VmfGuest *guest;
     const char *dirty_log_name;
+    uint64_t lose_write_seed;
+    VmfLossyLog *lossy_log; /* around the backend's; NULL: that one serves itself */
     VmfRv32Log *dirty_log; /* rv32 */
     VmfRv32 cpu;           /* rv32 */
     struct VmfKvm *kvm;    /* kvm */
     int console_fd;
+    VmfStorageLock *storage; /* NULL: none */
+    VmfMachineDisk *disks;
+    unsigned n_disks;
+    VmfBitmapMover *bitmap_mover; /* NULL: there are no disks */
     uint8_t boot_id[16]; /* of this host */
 
     pthread_mutex_t lock;
@@ -109,11 +120,15 @@ struct VmfMachine {
     unsigned passing; /* how many callers wait for the end of a slice */
     unsigned holds; /* how many callers need it to stand for a moment */
     bool released;  /* memory given back */
+    _Atomic bool memory_lost; /* a page of its memory cannot be had: nothing runs it any more. Set without the lock */
     unsigned throttle_percent;
     uint64_t stop_at;      /* instruction count; 0: off */
     uint64_t instructions; /* cpu's, as of the latest slice */
     uint64_t due_ns; /* when the guest millisecond that ran last ends in real time; 0: not paced yet since the start */
     uint64_t tick_began_ns;
+
+    /* device-memory.c: where devices mark what they write, for each block. NULL: no log is recording */
+    VmfLogBitmap *marks[N_BLOCKS];
 
     /* devices.c */
     VmfConsole console;
@@ -133,6 +148,8 @@ struct VmfMachine {
 uint64_t vmf_machine_clock_ns(clockid_t clock);
 
 /* machine.c */
+/* From the backend's create(): this is the guest's dirty log. */
+void vmf_machine_set_dirty_log(VmfMachine *machine, const VmfDirtyLogOps *ops, void *opaque);
 bool vmf_machine_check_stopped(VmfMachine *machine, const char *operation, GError **error);
 
 /* vcpu.c */
@@ -142,6 +159,8 @@ void vmf_vcpu_init(VmfMachine *machine);
 bool vmf_vcpu_create(VmfMachine *machine, void *(*vcpu_main)(void *), void *opaque, GError **error);
 /* Ends the threads. */
 void vmf_vcpu_destroy(VmfMachine *machine);
+/* A vCPU has been left at a page that cannot be had (lock held): it stands from here on. */
+void vmf_vcpu_lose_memory(VmfMachine *machine);
 /* The last thing that is freed. */
 void vmf_vcpu_clear(VmfMachine *machine);
 /* Lock held: lets it go for a slice of vCPU number @vcpu, and takes it again. */
@@ -158,13 +177,25 @@ void vmf_vcpu_hold(VmfMachine *machine);
 void vmf_vcpu_unhold(VmfMachine *machine);
 /* Returns once each vCPU has got past the instruction it is at (opaque: the machine). The guest does not stop for it. */
 void vmf_vcpu_pass(void *opaque);
-extern const VmfGuestOps vmf_machine_guest_ops;
+extern const VmfGuestOps vmf_machine_guest_ops; /* with storage: for a machine that has none those calls go */
 
 /* devices.c: the callbacks of VmfRv32, opaque is the machine */
 bool vmf_machine_mmio_read(void *opaque, uint32_t address, unsigned size, uint32_t *value);
 bool vmf_machine_mmio_write(void *opaque, uint32_t address, unsigned size, uint32_t value);
 /* A write to a device that all backends have: GUEST_REG_BEAT, _ERROR, _CONSOLE. Takes the lock. False: there is none. */
 bool vmf_machine_device_write(VmfMachine *machine, uint32_t offset, uint32_t value);
+/* The disks' registers, by the offsets of guest/boot.h. Take the lock; the vCPU's thread. */
+bool vmf_machine_disk_register_read(VmfMachine *machine, uint32_t offset, uint32_t *value);
+bool vmf_machine_disk_register_write(VmfMachine *machine, uint32_t offset, uint32_t value);
+
+/* device-memory.c, lock held: all of [address, address + length) lies in one RAM block; to be written, in one that is not the ROM. */
+bool vmf_machine_has_memory(const VmfMachine *machine, uint64_t address, size_t length, bool writable);
+/* There is such memory. The vCPU's thread, on its guest's behalf. False: a page of it cannot be had. */
+bool vmf_machine_load(VmfMachine *machine, uint64_t address, void *data, size_t length);
+bool vmf_machine_store(VmfMachine *machine, uint64_t address, const void *data, size_t length);
+
+/* device-memory.c: the recording log's bitmaps, one for each block; NULL: it records no longer, and no device is using them. */
+void vmf_machine_set_marks(VmfMachine *machine, VmfLogBitmap *bitmaps);
 
 /* rv32-vcpu.c */
 void *vmf_rv32_vcpu_main(void *machine);

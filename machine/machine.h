@@ -9,15 +9,33 @@
 #ifndef MACHINE_MACHINE_H
 #define MACHINE_MACHINE_H
 
+#include <vmferry/bitmap-mover.h>
+#include <vmferry/block.h>
 #include <vmferry/guest.h>
+#include <vmferry/restore.h>
 
 G_BEGIN_DECLS
 
 typedef struct VmfMachine VmfMachine;
 
+#define VMF_MACHINE_DISKS_MAX 4
+
+/* As VmfDiskOptions (vmferry/block.h). The same name and sector at both ends of a migration, in the same order; the size too, but of what
+ * is copied. */
+typedef struct {
+    const char *name; /* up to 31 letters, digits, '-', '_' and '.' */
+    const char *uri;
+    VmfConnectFlags connect;
+    uint32_t sector_bytes;
+    uint64_t create_bytes;
+    bool read_only, buffered, no_lock;
+    const char *bitmaps;
+    bool incoming, overwrite; /* the machine waits for a guest, whose disk may be copied into this one */
+} VmfMachineDiskConfig;
+
 typedef struct {
     const char *name;      /* for messages; copied */
-    const char *backend;   /* "rv32" (also NULL), "kvm", or "auto": kvm where it works */
+    const char *backend;   /* "rv32" (also NULL), "kvm", or "auto": kvm where it works and has what is set here */
     unsigned vcpus;        /* 0: one. rv32 has one, kvm up to 8 */
     const char *dirty_log; /* "auto" (also NULL), or by name: "rv32"; on kvm "kvm-bitmap", "kvm-ring" or "uffd-wp" */
     uint64_t memory_bytes; /* main memory: 256 KiB to 2 GiB (1792 MiB on kvm), a multiple of 4096 */
@@ -26,14 +44,24 @@ typedef struct {
     uint64_t dirty_bytes_per_second; /* the guest writes a page for every 4096 of these */
     uint64_t
         set_bytes; /* over that much memory, which it fills first; 0 with a dirty rate: 16 MiB, or half of memory */
+    const VmfMachineDiskConfig *disks; /* copied */
+    unsigned n_disks;
+    uint64_t disk_bytes_per_second; /* the guest writes a block of 4096 to each disk for every so many of these, reads others, and checks */
+    uint64_t disk_set_bytes;        /* on that much of each disk; 0 with a rate: 16 MiB, or all of it */
     uint32_t seed; /* of the order in which pages are written, and of what is written */
+    uint32_t line_ms; /* a line on the console each so many guest milliseconds; 0: a second */
     bool unpaced;  /* rv32: as fast as the host can, instead of 100 million instructions a second */
     const char *console_path; /* appended to; NULL: the console goes nowhere */
+    /* A file whose lock stands for storage that both hosts can reach: held while the guest may run here, handed over
+     * with it. NULL: none. */
+    const char *lock_path;
+    uint64_t lose_write_seed; /* a fault: the dirty log loses one write, chosen by this (lossy-log.h); 0: it is sound */
     uint8_t uuid[16];
 } VmfMachineConfig;
 
 typedef struct {
-    const char *backend; /* "rv32" or "kvm" */
+    const char *backend;     /* "rv32" or "kvm" */
+    const char *backend_why; /* where "auto" has not taken kvm: why. NULL otherwise; the machine's */
     bool running;
     uint64_t memory_bytes; /* all RAM blocks */
     const char *dirty_log; /* "rv32", "kvm-bitmap", … */
@@ -47,8 +75,21 @@ typedef struct {
     uint64_t pages_written;
     uint64_t console_lines;
     uint64_t console_lines_lost; /* could not be written to the console's file */
+    const char *lost_write_block; /* lose_write_seed: where the log has lost its write; NULL: it has not */
+    uint64_t lost_write_page;
     unsigned throttle_percent;
+    const char *lock_path; /* as configured; owned by the machine */
+    bool lock_held;
+    unsigned n_disks;
+    VmfDiskInfo disks[VMF_MACHINE_DISKS_MAX];
 } VmfMachineInfo;
+
+/*
+ * Sets what of @config the image fixes: backend, memory, vCPUs. A backend that is set already stays; restoring then says what does not
+ * fit.
+ * VMF_ERROR_INCOMPATIBLE: it is the image of another kind of machine.
+ */
+bool vmf_machine_config_for_image(VmfMachineConfig *config, const VmfImageMachine *image, GError **error);
 
 /* A machine that stands at its first instruction; memory other than the ROM is untouched, so it can also be migrated
  * into. */
@@ -60,6 +101,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfMachine, vmf_machine_free)
 /* Owned by the machine. */
 VmfGuest *vmf_machine_guest(VmfMachine *machine);
 const char *vmf_machine_name(const VmfMachine *machine);
+/* The disk that is called so, the machine's; NULL: there is none. */
+VmfDisk *vmf_machine_disk(VmfMachine *machine, const char *name);
+/* Which bitmaps of its disks travel, and under which names (vmferry/bitmap-mover.h). No session uses the machine. */
+bool vmf_machine_set_bitmap_map(VmfMachine *machine, const VmfBitmapMap *map, GError **error);
 
 /* The owner's pause and resume: the time between counts as no gap. Both are fine where it is so already. */
 bool vmf_machine_start(VmfMachine *machine, GError **error);
@@ -74,6 +119,17 @@ bool vmf_machine_is_running(VmfMachine *machine);
  */
 void vmf_machine_lend(VmfMachine *machine);
 void vmf_machine_take_back(VmfMachine *machine);
+
+/* Takes the storage's lock and the disks ahead of the first start, so that two owners of one guest find out at once. Fine where there is
+ * none. */
+bool vmf_machine_hold_storage(VmfMachine *machine, GError **error);
+
+/*
+ * How a device in user space writes guest memory: at once, and recorded in the dirty log. All of it lies in one RAM block
+ * that is not the ROM. Any thread, whoever else is using the machine; no longer than it takes. False with @error: there
+ * is no such memory, or the guest stands (VMF_ERROR_STATE), and the device comes again when it runs.
+ */
+bool vmf_machine_write_memory(VmfMachine *machine, uint64_t address, const void *data, size_t length, GError **error);
 
 void vmf_machine_get_info(VmfMachine *machine, VmfMachineInfo *info);
 

@@ -13,6 +13,9 @@ static const struct {
     {"events", offsetof(VmfControl, events)},               /* MIGRATION and MIGRATION_PASS */
     {"return-path", offsetof(VmfControl, return_path)},     /* off: a stream without answers, which is a save */
     {"auto-converge", offsetof(VmfControl, auto_converge)}, /* off: the guest is never slowed */
+    {"dirty-bitmaps", offsetof(VmfControl, dirty_bitmaps)}, /* on: those of the guest's disks move with it */
+    {"mapped-ram", offsetof(VmfControl, mapped_ram)},       /* on: file: is an image, not a stream */
+    {"background-snapshot", offsetof(VmfControl, background_snapshot)}, /* on: an image is of one moment, the guest runs on */
     {"pause-before-switchover", offsetof(VmfControl, parameters) + offsetof(VmfParameters, pause_before_switchover)},
 };
 

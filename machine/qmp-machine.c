@@ -38,12 +38,32 @@ static const char *open_uri(VmfControl *control)
     return listens ? vmf_control_incoming_uri(control) : NULL;
 }
 
+static json_t *disks_of(const VmfMachineInfo *info)
+{
+    json_t *disks = json_array();
+
+    for (unsigned i = 0; i < info->n_disks; i++) {
+        const VmfDiskInfo *d = &info->disks[i];
+        json_t *disk = json_pack("{s:s,s:s,s:s?,s:I,s:i,s:b,s:b,s:b,s:b}", "name", d->name, "uri", d->uri, "backend", d->backend,
+                                 "size_bytes", (json_int_t)d->size_bytes, "sector_bytes", (int)d->sector_bytes, "read_only",
+                                 (int)d->read_only, "acquired", (int)d->acquired, "locked", (int)d->locked, "direct", (int)d->direct);
+        json_t *counters = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "reads", (json_int_t)d->reads, "writes", (json_int_t)d->writes,
+                                     "zeroes", (json_int_t)d->zeroes, "flushes", (json_int_t)d->flushes, "read_bytes",
+                                     (json_int_t)d->read_bytes, "written_bytes", (json_int_t)d->written_bytes, "failures",
+                                     (json_int_t)d->failures);
+        json_object_update(disk, counters);
+        json_decref(counters);
+        json_array_append_new(disks, disk);
+    }
+    return disks;
+}
+
 json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
 {
     VmfMachineInfo info;
 
     vmf_machine_get_info(control->config.machine, &info);
-    return json_pack("{s:s,s:s,s:o,s:i,s:s?,s:s,s:i,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i}", "name",
+    return json_pack("{s:s,s:s,s:o,s:i,s:s?,s:s,s:i,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:s?,s:I,s:s?,s:s?,s:b,s:o}", "name",
                      control->config.name, "host_name", control->config.host_name, "uuid", uuid_text(control), "pid",
                      (int)getpid(), "incoming_uri", open_uri(control), "backend", info.backend, "vcpus",
                      (int)info.vcpus, "dirty_log", info.dirty_log, "running", (int)info.running, "memory_bytes",
@@ -51,7 +71,9 @@ json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, con
                      (json_int_t)info.beats, "guest_errors", (json_int_t)info.guest_errors, "guest_error_address",
                      (json_int_t)info.guest_error_address, "guest_gap_max_ns", (json_int_t)info.guest_gap_max_ns,
                      "pages_written", (json_int_t)info.pages_written, "console_lines", (json_int_t)info.console_lines,
-                     "throttle_percent", (int)info.throttle_percent);
+                     "throttle_percent", (int)info.throttle_percent, "lost_write_block", info.lost_write_block,
+                     "lost_write_page", (json_int_t)info.lost_write_page, "state_dir", control->config.state_dir, "lock",
+                     info.lock_path, "lock_held", (int)info.lock_held, "disks", disks_of(&info));
 }
 
 json_t *vmf_qmp_stop(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
@@ -66,6 +88,10 @@ json_t *vmf_qmp_cont(VmfControl *control, VmfControlClient *client, const json_t
 
 json_t *vmf_qmp_quit(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
 {
+    bool force = json_is_true(json_object_get(arguments, "x-vmferry-force"));
+
+    if (!force && !vmf_control_holds_nothing(control, "quit", error))
+        return NULL;
     vmf_control_quit(control, "host-qmp-quit");
     return json_object();
 }

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <vmferry/error.h>
 
-typedef enum { KIND_UNSIGNED, KIND_UINT64, KIND_BOOL, KIND_AUDIT } Kind;
+typedef enum { KIND_UNSIGNED, KIND_UINT64, KIND_BOOL, KIND_AUDIT, KIND_STRING } Kind;
 
 typedef struct {
     const char *name;
@@ -34,6 +34,10 @@ static const Parameter table[] = {
     {"x-vmferry-minimum-rounds", KIND_UNSIGNED, FIELD(minimum_rounds), 0, 1000000, 1},
     {"x-vmferry-pause-before-switchover", KIND_BOOL, FIELD(pause_before_switchover), 0, 1, 1},
     {"x-vmferry-audit", KIND_AUDIT, FIELD(audit), 0, 0, 1},
+    {"x-vmferry-disks", KIND_STRING, FIELD(copy_disks), 0, 0, 1},
+    {"x-vmferry-disk-latency-goal-ns", KIND_UINT64, FIELD(disk_latency_goal_ns), 0, DAY_NS, 1},
+    {"x-vmferry-mirror-disks", KIND_BOOL, FIELD(mirror_disks), 0, 1, 1},
+    {"x-vmferry-verify-disks", KIND_BOOL, FIELD(verify_disks), 0, 1, 1},
 };
 
 static const Parameter *find(const char *name)
@@ -78,6 +82,15 @@ static bool apply_audit(void *field, const Parameter *parameter, const json_t *v
     return false;
 }
 
+/* The text stays that of @value. */
+static bool apply_string(void *field, const Parameter *parameter, const json_t *value, GError **error)
+{
+    *(const char **)field = json_string_value(value);
+    if (!json_is_string(value))
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "Parameter '%s' expects a string", parameter->name);
+    return json_is_string(value);
+}
+
 static bool apply(VmfParameters *parameters, const Parameter *parameter, const json_t *value, GError **error)
 {
     void *field = (char *)parameters + parameter->offset;
@@ -87,6 +100,8 @@ static bool apply(VmfParameters *parameters, const Parameter *parameter, const j
         return apply_bool(field, parameter, value, error);
     case KIND_AUDIT:
         return apply_audit(field, parameter, value, error);
+    case KIND_STRING:
+        return apply_string(field, parameter, value, error);
     default:
         return apply_number(field, parameter, value, error);
     }
@@ -115,12 +130,33 @@ bool vmf_qmp_apply_parameters(VmfParameters *parameters, const json_t *values, G
     return true;
 }
 
+/* Takes over @mapping. It is looked at when it is used, for only then is it known by which side. */
+static bool set_mapping(VmfControl *control, json_t *mapping, GError **error)
+{
+    if (!json_is_array(mapping)) {
+        json_decref(mapping);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "Parameter 'block-bitmap-mapping' expects a list");
+        return false;
+    }
+    json_decref(control->bitmap_mapping);
+    control->bitmap_mapping = mapping;
+    return true;
+}
+
 json_t *vmf_qmp_set_parameters(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
 {
     VmfSession *session = control->migration ? vmf_migration_session(control->migration) : NULL;
+    json_t *mapping = json_incref(json_object_get(arguments, "block-bitmap-mapping"));
 
+    json_object_del((json_t *)arguments, "block-bitmap-mapping");
+    if (mapping && !set_mapping(control, mapping, error))
+        return NULL;
     if (!vmf_qmp_apply_parameters(&control->parameters, arguments, error))
         return NULL;
+    if (json_object_get(arguments, "x-vmferry-disks")) {
+        g_free(control->copy_disks);
+        control->parameters.copy_disks = control->copy_disks = g_strdup(control->parameters.copy_disks);
+    }
     if (session && json_object_get(arguments, "max-bandwidth"))
         vmf_session_set_max_bandwidth(session, control->parameters.max_bandwidth);
     if (session &&
@@ -142,6 +178,8 @@ static json_t *value_of(const VmfParameters *parameters, const Parameter *parame
         return json_boolean(*(const bool *)field);
     case KIND_AUDIT:
         return json_string(vmf_audit_name(*(const VmfAudit *)field));
+    case KIND_STRING:
+        return json_string(*(char *const *)field ? *(char *const *)field : "none");
     }
     g_assert_not_reached();
 }
@@ -152,5 +190,7 @@ json_t *vmf_qmp_query_parameters(VmfControl *control, VmfControlClient *client, 
 
     for (size_t i = 0; i < G_N_ELEMENTS(table); i++)
         json_object_set_new(result, table[i].name, value_of(&control->parameters, &table[i]));
+    if (control->bitmap_mapping)
+        json_object_set(result, "block-bitmap-mapping", control->bitmap_mapping);
     return result;
 }

@@ -45,9 +45,12 @@ json_t *vmf_qmp_greeting(void *control)
     return json_pack("{s:{s:o,s:[]}}", "QMP", "version", vmf_qmp_version(), "capabilities");
 }
 
+/* @desc may quote what was sent, which is any bytes: jansson has no answer for those. */
 static json_t *refuse(const char *class, const char *desc)
 {
-    return json_pack("{s:{s:s,s:s}}", "error", "class", class, "desc", desc);
+    g_autofree char *text = g_utf8_make_valid(desc, -1);
+
+    return json_pack("{s:{s:s,s:s}}", "error", "class", class, "desc", text);
 }
 
 static json_t *refuse_error(const GError *error)

@@ -47,10 +47,22 @@ json_t *vmf_qmp_cont(VmfControl *, VmfControlClient *, const json_t *, GError **
 json_t *vmf_qmp_quit(VmfControl *, VmfControlClient *, const json_t *, GError **);
 json_t *vmf_qmp_getfd(VmfControl *, VmfControlClient *, const json_t *, GError **); /* qmp-fds.c */
 json_t *vmf_qmp_closefd(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_query_block(VmfControl *, VmfControlClient *, const json_t *, GError **); /* qmp-block.c */
+json_t *vmf_qmp_bitmap_add(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_bitmap_remove(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_bitmap_clear(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_bitmap_enable(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_bitmap_disable(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_bitmap_merge(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_bitmap_set(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_drive_backup(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_query_block_jobs(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_block_job_cancel(VmfControl *, VmfControlClient *, const json_t *, GError **);
 json_t *vmf_qmp_migrate(VmfControl *, VmfControlClient *, const json_t *, GError **); /* qmp-migrate.c */
 json_t *vmf_qmp_migrate_incoming(VmfControl *, VmfControlClient *, const json_t *, GError **);
 json_t *vmf_qmp_migrate_cancel(VmfControl *, VmfControlClient *, const json_t *, GError **);
 json_t *vmf_qmp_migrate_continue(VmfControl *, VmfControlClient *, const json_t *, GError **);
+json_t *vmf_qmp_resolve(VmfControl *, VmfControlClient *, const json_t *, GError **);
 json_t *vmf_qmp_query_migrate(VmfControl *, VmfControlClient *, const json_t *, GError **);
 json_t *vmf_qmp_set_parameters(VmfControl *, VmfControlClient *, const json_t *, GError **); /* qmp-parameters.c */
 json_t *vmf_qmp_query_parameters(VmfControl *, VmfControlClient *, const json_t *, GError **);

@@ -30,6 +30,7 @@ static void attach_dirty_log(void *opaque, VmfLogBitmap *bitmaps)
     for (unsigned block = 0; block < N_BLOCKS; block++)
         m->cpu.regions[region_of_block[block]].dirty = bitmaps ? &bitmaps[block] : NULL;
     vmf_vcpu_unhold(m);
+    vmf_machine_set_marks(m, bitmaps);
 }
 
 static void add_dirty_log(VmfMachine *m)
@@ -39,8 +40,7 @@ static void add_dirty_log(VmfMachine *m)
     for (unsigned block = 0; block < N_BLOCKS; block++)
         n_pages[block] = vmf_ram_block_size(vmf_guest_ram(m->guest, block)) / PAGE_SIZE;
     m->dirty_log = vmf_rv32_log_new(n_pages, N_BLOCKS, attach_dirty_log, vmf_vcpu_pass, m);
-    m->dirty_log_name = vmf_rv32_log_ops.name;
-    vmf_guest_set_dirty_log(m->guest, &vmf_rv32_log_ops, m->dirty_log);
+    vmf_machine_set_dirty_log(m, &vmf_rv32_log_ops, m->dirty_log);
 }
 
 static bool rv32_create(VmfMachine *m, const VmfMachineConfig *config, GError **error)
@@ -70,6 +70,7 @@ const VmfBackend vmf_rv32_backend = {
     .machine_type = "vmferry-rv32-1",
     .memory_max = GUEST_RAM_SIZE_MAX,
     .vcpus_max = 1,
+    .disk_delay = GUEST_DISK_DELAY,
     .dirty_logs = dirty_logs,
     .image = vmf_guest_image_rv32,
     .image_size = &vmf_guest_image_rv32_size,

@@ -9,8 +9,16 @@
  * millisecond ends too. Throttling makes the real one longer. Nothing of this can be seen by the guest, whose clock
  * counts instructions. A thread that has fallen behind catches up, but not by more than LAG_MAX_NS: after a pause there
  * is no burst.
+ *
+ * A disk's request ends for the guest at a count of its own, where the thread leaves its slice; where the host is not done by then it
+ * stands, as for a stop.
+ *
+ * A guest that touches a page that cannot be had is left in the middle of that instruction (memory-guard.c), with its
+ * registers as of some point of the slice. That state is good for nothing but being stood still with: it is never run
+ * again, and a load replaces all of it.
  */
 #include "machine/machine-private.h"
+#include "machine/memory-guard.h"
 #include <vmferry/error.h>
 
 #define TICK_NS 1000000ull
@@ -27,20 +35,35 @@ static bool may_run(VmfMachine *m)
         m->finishing = false;
         return false;
     }
-    return !m->holds && (m->want_run || m->finishing);
+    return !m->holds && (m->want_run || m->finishing) && !vmf_disks_hold_up(m);
+}
+
+typedef struct {
+    VmfRv32 *cpu;
+    uint64_t limit; /* instructions */
+} Slice;
+
+static void execute(void *opaque)
+{
+    const Slice *slice = opaque;
+
+    vmf_rv32_run(slice->cpu, slice->limit);
 }
 
 /* Runs to the end of the slice, or to the point where it is to stop. */
 static void run_slice(VmfMachine *m)
 {
-    uint64_t limit = (m->cpu.state.instructions / SLICE + 1) * SLICE;
+    Slice slice = {&m->cpu, (m->cpu.state.instructions / SLICE + 1) * SLICE};
 
-    if (m->stop_at && limit > m->stop_at)
-        limit = m->stop_at;
+    if (m->stop_at && slice.limit > m->stop_at)
+        slice.limit = m->stop_at;
+    m->cpu.due = vmf_disks_due(m);
     vmf_vcpu_enter(m, 0);
-    vmf_rv32_run(&m->cpu, limit);
+    bool whole = vmf_memory_guard(m, execute, &slice);
     vmf_vcpu_leave(m, 0);
     m->instructions = m->cpu.state.instructions;
+    if (!whole)
+        vmf_vcpu_lose_memory(m);
 }
 
 /* When the guest millisecond that just ended is to end in real time. */
@@ -82,6 +105,8 @@ void *vmf_rv32_vcpu_main(void *opaque)
             vmf_vcpu_stand(m, may_run);
             continue;
         }
+        if (!vmf_disks_settle(m))
+            continue;
         run_slice(m);
         pace(m);
     }

@@ -362,11 +362,14 @@ void vmf_rv32_run(VmfRv32 *cpu, uint64_t limit)
 {
     VmfRv32State *s = &cpu->state;
 
-    while (s->instructions < limit) {
+    for (;;) {
+        uint64_t end = cpu->due ? MIN(cpu->due, limit) : limit;
+        if (s->instructions >= end)
+            break;
         bool enabled = s->mie & MIE_MTIE && s->mstatus & MSTATUS_MIE;
 
         if (s->waiting) {
-            vmf_rv32_wait(s, limit);
+            vmf_rv32_wait(s, end);
             continue;
         }
         if (enabled && vmf_rv32_timer_pending(s)) {
@@ -375,7 +378,7 @@ void vmf_rv32_run(VmfRv32 *cpu, uint64_t limit)
         }
         const VmfRv32Region *code = find_region(cpu, s->pc);
         if (code) {
-            run_span(cpu, code, enabled ? MIN(limit, s->timer_compare) : limit);
+            run_span(cpu, code, enabled ? MIN(end, s->timer_compare) : end);
         } else {
             vmf_rv32_trap(s, CAUSE_FETCH_FAULT, s->pc);
             s->instructions++;

@@ -42,6 +42,7 @@ typedef struct {
 typedef struct {
     VmfRv32State state;
     VmfRv32Region regions[VMF_RV32_REGIONS];
+    uint64_t due; /* vmf_rv32_run() returns at this count, however far it was to go; 0: none. May be set by mmio_write */
 
     /* Aligned accesses outside memory; false is an access fault. state.instructions is current; write may change
      * timer_compare. */
@@ -52,7 +53,7 @@ typedef struct {
 
 void vmf_rv32_reset(VmfRv32State *state, uint32_t pc);
 
-/* Executes until state.instructions is @limit. How a run is cut into calls makes no difference to the guest. */
+/* Executes until state.instructions is @limit, or due. How a run is cut into calls makes no difference to the guest. */
 void vmf_rv32_run(VmfRv32 *cpu, uint64_t limit);
 
 /* Whether @state could be the state of a hart: what a peer sends is checked with it. NULL, or what is wrong. */

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <cmocka.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #include "machine/guest/boot.h"
 #include <vmferry/error.h>
@@ -432,6 +433,94 @@ static void test_released_memory_cannot_run(void **state)
     assert_true(hash_of(m) == uncut_hash(&busy, 100 * MILLISECOND));
 }
 
+/* ---- memory that cannot be had ------------------------------------------------------------------------------------ */
+
+static void forbid(VmfMachine *m, unsigned block, uint64_t offset, uint64_t length)
+{
+    assert_int_equal(mprotect(memory_of(m, block) + offset, length, PROT_NONE), 0);
+}
+
+static void allow(VmfMachine *m, unsigned block)
+{
+    VmfRamBlock *ram = vmf_guest_ram(m->guest, block);
+
+    assert_int_equal(mprotect(vmf_ram_block_host(ram), vmf_ram_block_size(ram), PROT_READ | PROT_WRITE), 0);
+}
+
+static void assert_held(VmfMachine *m)
+{
+    g_autoptr(GError) error = NULL, hash_error = NULL;
+    uint8_t hash[16];
+
+    assert_false(vmf_machine_is_running(m));
+    assert_false(vmf_machine_start(m, &error));
+    assert_non_null(strstr(error->message, "cannot be had"));
+    assert_false(vmf_machine_hash(m, hash, &hash_error));
+    assert_non_null(strstr(hash_error->message, "cannot be had"));
+}
+
+static void test_a_guest_that_touches_lost_memory_stands(void **state)
+{
+    const VmfGuestOps *ops = &vmf_machine_guest_ops;
+    g_autoptr(VmfMachine) m = new_machine(&busy);
+    g_autoptr(VmfMachine) back = new_machine(&busy);
+
+    run_to(back, 50 * MILLISECOND);
+    assert_true(vmf_machine_start(m, NULL));
+    while (info_of(m).instructions < 10 * MILLISECOND)
+        g_usleep(100);
+    assert_true(ops->memory_lost(m)); /* as the engine does, ahead of it */
+    forbid(m, BLOCK_RAM, 0, 1 << 20);
+    assert_true(ops->stop(m, NULL));
+    assert_held(m);
+    /* Another guest can be loaded into it. */
+    allow(m, BLOCK_RAM);
+    move(back, m);
+    run_to(m, 100 * MILLISECOND);
+    assert_true(hash_of(m) == uncut_hash(&busy, 100 * MILLISECOND));
+}
+
+static void test_a_guest_on_its_way_to_a_point_stands_too(void **state)
+{
+    const VmfGuestOps *ops = &vmf_machine_guest_ops;
+    g_autoptr(VmfMachine) m = new_machine(&busy);
+
+    run_to(m, 10 * MILLISECOND);
+    assert_true(vmf_machine_stop_at(m, UINT64_C(1) << 60, NULL));
+    forbid(m, BLOCK_ROM, 0, 4096);
+    forbid(m, BLOCK_RAM, 0, 2 << 20);
+    assert_true(vmf_machine_start(m, NULL));
+    assert_true(ops->stop(m, NULL));
+    assert_held(m);
+}
+
+static void test_lost_memory_that_nobody_touched(void **state)
+{
+    const VmfGuestOps *ops = &vmf_machine_guest_ops;
+    g_autoptr(VmfMachine) m = new_machine(&busy);
+
+    run_to(m, 10 * MILLISECOND);
+    assert_true(vmf_machine_start(m, NULL));
+    assert_true(ops->memory_lost(m));
+    forbid(m, BLOCK_VRAM, 0, 4096);
+    assert_true(ops->stop(m, NULL));
+    assert_held(m);
+}
+
+static void test_a_device_meets_lost_memory(void **state)
+{
+    g_autoptr(VmfMachine) m = new_machine(&busy);
+    uint64_t address = vmf_ram_block_guest_address(vmf_guest_ram(m->guest, BLOCK_VRAM));
+    g_autoptr(GError) error = NULL;
+
+    assert_true(vmf_machine_start(m, NULL));
+    forbid(m, BLOCK_VRAM, 4096, 4096);
+    assert_true(vmf_machine_write_memory(m, address, "abcd", 4, NULL));
+    assert_false(vmf_machine_write_memory(m, address + 4094, "abcd", 4, &error));
+    assert_non_null(strstr(error->message, "cannot be had"));
+    assert_true(vmf_machine_stop(m, NULL)); /* no lock was left behind */
+}
+
 static void test_gap_spans_the_stop(void **state)
 {
     g_autoptr(VmfMachine) m = new_machine(&busy);
@@ -593,6 +682,10 @@ int main(void)
         cmocka_unit_test(test_start_and_stop),
         cmocka_unit_test(test_stop_at_is_exact),
         cmocka_unit_test(test_released_memory_cannot_run),
+        cmocka_unit_test(test_a_guest_that_touches_lost_memory_stands),
+        cmocka_unit_test(test_a_guest_on_its_way_to_a_point_stands_too),
+        cmocka_unit_test(test_lost_memory_that_nobody_touched),
+        cmocka_unit_test(test_a_device_meets_lost_memory),
         cmocka_unit_test(test_gap_spans_the_stop),
         cmocka_unit_test(test_a_lent_guest),
         cmocka_unit_test(test_gap_across_hosts),

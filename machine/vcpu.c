@@ -164,10 +164,12 @@ bool vmf_vcpu_start(VmfMachine *m, bool by_owner, GError **error)
 {
     pthread_mutex_lock(&m->lock);
     const char *why = m->failure             ? m->failure
+                      : m->memory_lost       ? "a page of its memory cannot be had"
                       : m->released          ? "the guest has moved away and its memory is released"
                       : by_owner && m->taken ? "the guest is being handed over"
                                              : NULL;
-    if (!why) {
+    bool may_run = !why && vmf_machine_hold_storage(m, error);
+    if (may_run) {
         if (by_owner)
             m->kept = false;
         else
@@ -178,7 +180,7 @@ bool vmf_vcpu_start(VmfMachine *m, bool by_owner, GError **error)
     pthread_mutex_unlock(&m->lock);
     if (why)
         g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "%s: start: %s", m->name, why);
-    return !why;
+    return may_run;
 }
 
 void vmf_vcpu_stop(VmfMachine *m, bool by_owner)
@@ -189,10 +191,17 @@ void vmf_vcpu_stop(VmfMachine *m, bool by_owner)
     m->finishing = m->want_run && m->stop_at;
     m->want_run = false;
     tell_vcpus(m);
-    while (!all_stand(m) || m->finishing)
+    while (!all_stand(m) || m->finishing || vmf_disks_busy(m))
         pthread_cond_wait(&m->changed, &m->lock);
     m->stop_at = 0;
     pthread_mutex_unlock(&m->lock);
+}
+
+void vmf_vcpu_lose_memory(VmfMachine *m)
+{
+    m->memory_lost = true;
+    m->want_run = m->finishing = false;
+    pthread_cond_broadcast(&m->changed);
 }
 
 void vmf_machine_lend(VmfMachine *m)
@@ -268,6 +277,30 @@ static bool guest_gap(void *opaque, int64_t timeout_ns, uint64_t *gap_ns)
     return known;
 }
 
+/* The stopped guest has no more to write: the console's file is its host's own. */
+static bool storage_release(void *opaque, GError **error)
+{
+    VmfMachine *m = opaque;
+
+    return vmf_disks_release(m, error) && (!m->storage || vmf_storage_lock_release(m->storage, error));
+}
+
+static bool storage_acquire(void *opaque, GError **error)
+{
+    VmfMachine *m = opaque;
+
+    return vmf_machine_hold_storage(m, error);
+}
+
+/* Without the lock: a device may wait for the page while it holds it. The engine's stop() follows. */
+static bool memory_lost(void *opaque)
+{
+    VmfMachine *m = opaque;
+
+    m->memory_lost = true;
+    return true;
+}
+
 const VmfGuestOps vmf_machine_guest_ops = {
     .size = sizeof(VmfGuestOps),
     .stop = guest_stop,
@@ -275,4 +308,7 @@ const VmfGuestOps vmf_machine_guest_ops = {
     .is_running = guest_is_running,
     .throttle = guest_throttle,
     .guest_gap = guest_gap,
+    .storage_release = storage_release,
+    .storage_acquire = storage_acquire,
+    .memory_lost = memory_lost,
 };

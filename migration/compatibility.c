@@ -3,6 +3,8 @@
 
 #include <inttypes.h>
 
+#include "block/receive.h"
+
 static void add_blocks(VmfStaticData *data, VmfGuest *guest)
 {
     for (unsigned i = 0; i < vmf_guest_n_ram(guest); i++) {
@@ -35,6 +37,25 @@ VmfStaticData *vmf_static_data_of(VmfGuest *guest, GArray *owners)
             vmf_static_data_add_section(data, owner->name, owner->instance, owner->version);
     }
     return data;
+}
+
+static uint32_t sector_bytes(const VmfGuestDisk *disk)
+{
+    return disk->ops.disk ? vmf_disk_sector_size(disk->ops.disk(disk->opaque)) : 512;
+}
+
+void vmf_static_data_add_disks(VmfStaticData *data, VmfGuest *guest, bool (*is_copied)(void *, const char *), void *opaque)
+{
+    for (unsigned i = 0; i < vmf_guest_n_disks(guest); i++) {
+        const VmfGuestDisk *own = vmf_guest_disk(guest, i);
+        VmfStaticDisk disk = {
+            .name = own->name,
+            .flags = is_copied && is_copied(opaque, own->name) ? VMF_WIRE_DISK_COPIED : 0,
+            .size = own->ops.size_bytes(own->opaque),
+            .sector_bytes = sector_bytes(own),
+        };
+        vmf_static_data_add_disk(data, &disk);
+    }
 }
 
 G_GNUC_PRINTF(2, 3) static void differ(GPtrArray *texts, const char *format, ...)
@@ -161,8 +182,57 @@ static void compare_sections(const VmfStaticData *theirs, GArray *owners, VmfGue
     }
     for (guint i = 0; i < owners->len; i++) {
         VmfOwner *owner = vmf_owner(owners, i);
-        if (owner->has_section && !g_hash_table_contains(found, owner))
+        bool may_miss = owner->handlers->is_active && !owner->handlers->is_active(owner->opaque);
+        owner->absent = owner->has_section && !g_hash_table_contains(found, owner);
+        if (owner->absent && !may_miss)
             differ(texts, "section.missing: %s %u: here version %u, there nothing", owner->name, owner->instance, owner->version);
+    }
+}
+
+static void compare_copied_disk(const VmfStaticDisk *there, const VmfGuestDisk *here, GPtrArray *texts)
+{
+    VmfDisk *disk = here->ops.disk ? here->ops.disk(here->opaque) : NULL;
+    g_autofree char *problem = disk ? vmf_disk_receive_problem(disk, there->size) : NULL;
+
+    if (!disk)
+        differ(texts, "disk.place: %s: here nothing that a copy could arrive in, there it is copied", there->name);
+    else if (problem)
+        differ(texts, "disk.place: %s", problem);
+}
+
+static void compare_disk(const VmfStaticDisk *there, VmfGuest *guest, GPtrArray *texts)
+{
+    const VmfGuestDisk *here = vmf_guest_find_disk(guest, there->name);
+
+    if (!here) {
+        differ(texts, "disk.missing: %s: here nothing, there %" PRIu64 " bytes", there->name, there->size);
+        return;
+    }
+    if (there->sector_bytes != sector_bytes(here))
+        differ(texts, "disk.sector: %s: here %u, there %u", there->name, sector_bytes(here), there->sector_bytes);
+    else if (there->flags & VMF_WIRE_DISK_COPIED)
+        compare_copied_disk(there, here, texts);
+    else if (here->ops.size_bytes(here->opaque) != there->size)
+        differ(texts, "disk.size: %s: here %" PRIu64 ", there %" PRIu64 ", and it is not copied", there->name,
+               here->ops.size_bytes(here->opaque), there->size);
+}
+
+static bool names_disk(const VmfStaticData *data, const char *name)
+{
+    for (guint i = 0; i < data->disks->len; i++)
+        if (strcmp(g_array_index(data->disks, VmfStaticDisk, i).name, name) == 0)
+            return true;
+    return false;
+}
+
+static void compare_disks(const VmfStaticData *theirs, VmfGuest *guest, GPtrArray *texts)
+{
+    for (guint i = 0; i < theirs->disks->len; i++)
+        compare_disk(&g_array_index(theirs->disks, VmfStaticDisk, i), guest, texts);
+    for (unsigned i = 0; theirs->disks->len > 0 && i < vmf_guest_n_disks(guest); i++) {
+        const VmfGuestDisk *here = vmf_guest_disk(guest, i);
+        if (!names_disk(theirs, here->name))
+            differ(texts, "disk.missing: %s: here %" PRIu64 " bytes, there nothing", here->name, here->ops.size_bytes(here->opaque));
     }
 }
 
@@ -184,6 +254,7 @@ char **vmf_compatibility_check(const VmfStaticData *theirs, const VmfStaticData 
         compare_properties(theirs, ours, texts);
     compare_blocks(theirs, ours, texts);
     compare_sections(theirs, owners, guest, texts);
+    compare_disks(theirs, guest, texts);
     compare_features(theirs, texts);
     g_ptr_array_add(texts, NULL);
     return (char **)g_ptr_array_free(texts, false);

@@ -6,6 +6,8 @@
 #include "migration/owners.h"
 #include "stream/static-data.h"
 
+/* Adds the disks that @guest can write. @is_copied (NULL: none is): whether one is copied. */
+void vmf_static_data_add_disks(VmfStaticData *data, VmfGuest *guest, bool (*is_copied)(void *opaque, const char *name), void *opaque);
 /* What @guest says of itself, with the sections of @owners. */
 VmfStaticData *vmf_static_data_of(VmfGuest *guest, GArray *owners);
 

@@ -6,7 +6,10 @@
 
 #include <vmferry/error.h>
 
+#include <pthread.h>
 #include <stdatomic.h>
+
+#include "stream/pack.h"
 
 _Static_assert(VMF_SECTION_NAME_MAX == VMF_DEVICE_NAME_MAX, "a device's name is its section's name");
 
@@ -28,6 +31,9 @@ struct VmfGuest {
     GPtrArray *properties; /* VmfGuestProperty */
     GPtrArray *blocks;     /* VmfRamBlock */
     GPtrArray *entries;    /* OwnedEntry */
+    GPtrArray *disks;      /* VmfGuestDisk */
+    pthread_mutex_t lock;  /* of presence */
+    VmfPresence *presence; /* or NULL */
     char *fault;           /* the first thing that was wrong with it; NULL: nothing */
 };
 
@@ -51,6 +57,14 @@ static void entry_free(gpointer data)
 
     g_free(owned->entry.name);
     g_free(owned);
+}
+
+static void disk_free(gpointer data)
+{
+    VmfGuestDisk *disk = data;
+
+    g_free(disk->name);
+    g_free(disk);
 }
 
 /* ---- faults of calls that cannot fail ---------------------------------------------------------------------------- */
@@ -87,9 +101,11 @@ VmfGuest *vmf_guest_new(const char *architecture, const uint8_t uuid[16], const 
     guest->architecture = g_strdup(architecture);
     set_uuid(guest, uuid);
     guest->opaque = opaque;
+    pthread_mutex_init(&guest->lock, NULL);
     guest->properties = g_ptr_array_new_with_free_func(property_free);
     guest->blocks = g_ptr_array_new_with_free_func(block_free);
     guest->entries = g_ptr_array_new_with_free_func(entry_free);
+    guest->disks = g_ptr_array_new_with_free_func(disk_free);
 
     if (!vmf_is_printable(architecture, strlen(architecture), VMF_ARCHITECTURE_MAX))
         set_fault(guest, "architecture: 1 to 31 bytes of printable ASCII");
@@ -103,6 +119,9 @@ void vmf_guest_free(VmfGuest *guest)
 {
     if (!guest)
         return;
+    vmf_presence_unref(guest->presence);
+    pthread_mutex_destroy(&guest->lock);
+    g_ptr_array_unref(guest->disks);
     g_ptr_array_unref(guest->entries);
     g_ptr_array_unref(guest->blocks);
     g_ptr_array_unref(guest->properties);
@@ -137,6 +156,25 @@ const VmfGuestOps *vmf_guest_ops(const VmfGuest *guest)
 void *vmf_guest_opaque(const VmfGuest *guest)
 {
     return guest->opaque;
+}
+
+/* ---- memory that is on its way ----------------------------------------------------------------------------------- */
+
+VmfPresence *vmf_guest_presence(VmfGuest *guest)
+{
+    pthread_mutex_lock(&guest->lock);
+    VmfPresence *presence = guest->presence ? vmf_presence_ref(guest->presence) : NULL;
+    pthread_mutex_unlock(&guest->lock);
+    return presence;
+}
+
+void vmf_guest_set_presence(VmfGuest *guest, VmfPresence *presence)
+{
+    pthread_mutex_lock(&guest->lock);
+    VmfPresence *before = guest->presence;
+    guest->presence = presence ? vmf_presence_ref(presence) : NULL;
+    pthread_mutex_unlock(&guest->lock);
+    vmf_presence_unref(before);
 }
 
 /* ---- the dirty log ----------------------------------------------------------------------------------------------- */
@@ -181,15 +219,15 @@ static bool is_text(const char *text, size_t least, size_t most)
 {
     size_t length = strlen(text);
 
-    return length >= least && length <= most && g_utf8_validate(text, length, NULL);
+    return length >= least && length <= most && vmf_is_text(text, length);
 }
 
 static const char *property_fault(const VmfGuest *guest, const char *key, const char *value)
 {
     if (!is_text(key, 1, VMF_PROPERTY_KEY_MAX))
-        return "property: a key has 1 to 63 bytes of UTF-8";
+        return "property: a key has 1 to 63 bytes of UTF-8 without control characters";
     if (!is_text(value, 0, VMF_PROPERTY_VALUE_MAX))
-        return "property: a value has up to 255 bytes of UTF-8";
+        return "property: a value has up to 255 bytes of UTF-8 without control characters";
     if (!find_property(guest, key) && guest->properties->len == VMF_PROPERTIES_MAX)
         return "property: there are more than 256";
     return NULL;
@@ -348,5 +386,55 @@ const VmfGuestEntry *vmf_guest_find_entry(const VmfGuest *guest, const char *nam
         if (entry->instance == instance && !strcmp(entry->name, name))
             return entry;
     }
+    return NULL;
+}
+
+/* ---- disks ------------------------------------------------------------------------------------------------------- */
+
+static const char *disk_fault(const VmfGuest *guest, const char *name, const VmfDiskOps *ops)
+{
+    if (!vmf_is_printable(name, strlen(name), VMF_DISK_NAME_MAX))
+        return "a name has 1 to 63 bytes of printable ASCII";
+    if (vmf_guest_find_disk(guest, name))
+        return "the name is taken";
+    if (guest->disks->len == VMF_DISKS_MAX)
+        return "there are 256 already";
+    if (!ops->size_bytes || !ops->identity || !ops->mark)
+        return "size_bytes, identity and mark are required";
+    return NULL;
+}
+
+bool vmf_guest_add_disk(VmfGuest *guest, const char *name, const VmfDiskOps *ops, void *opaque, GError **error)
+{
+    VmfGuestDisk *disk;
+    VmfDiskOps own;
+
+    vmf_ops_copy(&own, sizeof(own), ops, VMF_SIZE_UP_TO(VmfDiskOps, mark));
+    const char *fault = disk_fault(guest, name, &own);
+    if (fault) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "guest: disk '%s': %s", name, fault);
+        return false;
+    }
+    disk = g_new0(VmfGuestDisk, 1);
+    *disk = (VmfGuestDisk){.name = g_strdup(name), .ops = own, .opaque = opaque};
+    g_ptr_array_add(guest->disks, disk);
+    return true;
+}
+
+unsigned vmf_guest_n_disks(const VmfGuest *guest)
+{
+    return guest->disks->len;
+}
+
+const VmfGuestDisk *vmf_guest_disk(const VmfGuest *guest, unsigned index)
+{
+    return g_ptr_array_index(guest->disks, index);
+}
+
+const VmfGuestDisk *vmf_guest_find_disk(const VmfGuest *guest, const char *name)
+{
+    for (unsigned i = 0; i < guest->disks->len; i++)
+        if (strcmp(vmf_guest_disk(guest, i)->name, name) == 0)
+            return vmf_guest_disk(guest, i);
     return NULL;
 }

@@ -8,14 +8,17 @@
 
 #define TICK_NS (100 * VMF_NS_PER_MS)
 #define BUSY_TICK_NS (10 * VMF_NS_PER_MS) /* while somebody is being served: the end of a session waits for the tick */
-#define HANDSHAKE_NS (10 * VMF_NS_PER_S)
 #define FAREWELL_NS (2 * VMF_NS_PER_S) /* for somebody who got an answer to read it, and to close */
-#define CALLERS_MAX (64 + VMF_CHANNELS_MAX) /* connections that have not said who they are; the oldest has to go for a newer one */
+#define CALLERS_MAX (64 + VMF_CHANNELS_MAX) /* connections that have not said who they are */
+#define EVICTED 32                          /* so many of them have to go at a time when there is no room */
+/* A body that a caller's record may take up: the greatest that any known type can need. */
+#define CALLER_MEMORY (VMF_SECTION_CONTENT_MAX + 16)
 
 typedef struct {
     VmfReception *reception;
     VmfChannel *channel; /* NULL once somebody else took it */
     int64_t deadline_ns; /* 0: none */
+    bool spoke;          /* its first octets came */
     bool done;           /* the thread is about to end */
     pthread_t thread;
 } Caller;
@@ -115,6 +118,8 @@ static bool read_static(VmfIncoming *incoming, bool *have_first, GError **error)
         if (!take_static(incoming, &record, &ended, &inferred, error))
             return false;
     }
+    if (!vmf_static_data_check(incoming->static_data, error))
+        return false;
     incoming->static_sum = vmf_record_reader_sum_end(incoming->reader, inferred);
     if (inferred)
         incoming->missing |= VMF_MISSING_STATIC_END;
@@ -134,6 +139,7 @@ static bool read_headers(VmfIncoming *incoming, uint8_t image[VMF_IMAGE_HEADER_S
     if (!vmf_image_header_decode(image, &incoming->format, error))
         return false;
     incoming->reader = vmf_record_reader_new(incoming->channel, incoming->format);
+    incoming->reader->memory_max = CALLER_MEMORY;
     vmf_record_reader_sum_begin(incoming->reader);
     XXH3_64bits_update(incoming->reader->sum, image, VMF_IMAGE_HEADER_SIZE);
     if (!incoming->format.one_way && !vmf_channel_is_one_way(incoming->channel))
@@ -240,6 +246,27 @@ static bool read_first(VmfIncoming *incoming, GError **error)
     return true;
 }
 
+VmfIncoming *vmf_incoming_read(VmfChannel *channel, GError **error)
+{
+    g_autoptr(VmfIncoming) incoming = g_new0(VmfIncoming, 1);
+    uint8_t image[VMF_IMAGE_HEADER_SIZE];
+    bool have_first;
+
+    incoming->channel = channel;
+    incoming->static_data = vmf_static_data_new();
+    if (!vmf_channel_read_all(channel, image, sizeof(image), error) || !read_headers(incoming, image, error))
+        return NULL;
+    if (!incoming->format.one_way) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_FEATURE, "image header: the stream wants answers, and here nobody gives any");
+        return NULL;
+    }
+    if (!read_static(incoming, &have_first, error) || !check_presence(incoming, error) || (!have_first && !read_first(incoming, error)))
+        return NULL;
+    set_features(incoming);
+    incoming->reader->memory_max = 0;
+    return g_steal_pointer(&incoming);
+}
+
 /* ---- callers --------------------------------------------------------------------------------------------------------------- */
 
 /* Hands the caller over, if it is the first. The versions of its sections are noted under the same lock that judges others. */
@@ -337,17 +364,75 @@ static bool serve_pages(Caller *caller, const uint8_t opening[8], GError **error
     return false;
 }
 
+/* The channel stays the caller's: its deadline bounds how long somebody may go on asking. */
+static bool serve_question(Caller *caller, VmfRecordReader *reader, VmfRecordWriter *writer, const VmfTokenPreamble *preamble,
+                           GError **error)
+{
+    const VmfReceptionConfig *config = &caller->reception->config;
+    VmfAnswerMessage message = {0};
+    VmfQuestion question;
+    VmfRecord record;
+
+    if (!vmf_record_read_known(reader, &record, error) || !vmf_question_decode(&record, preamble->token, &question, error))
+        return false;
+    message.answer = config->question(config->opaque, preamble->token, question, error);
+    memcpy(message.token, preamble->token, sizeof(message.token));
+    if (config->session->parameters.journal)
+        vmf_journal_id(config->session->parameters.journal, message.state_directory);
+    bool sent = message.answer != VMF_ANSWER_NONE && vmf_answer_send(writer, &message, error);
+    config->answered(config->opaque);
+    return sent;
+}
+
+static bool serve_token(Caller *caller, const uint8_t opening[8], GError **error)
+{
+    uint8_t wire[VMF_PREAMBLE_SIZE];
+    VmfTokenPreamble preamble;
+    VmfStreamFormat format;
+    GError *why = NULL;
+
+    memcpy(wire, opening, 8);
+    if (!vmf_channel_read_all(caller->channel, wire + 8, sizeof(wire) - 8, error) ||
+        !vmf_token_preamble_decode(wire, &preamble, &format, error))
+        return false;
+    VmfRecordReader *reader = vmf_record_reader_new(caller->channel, format);
+    VmfRecordWriter *writer = vmf_record_writer_new(caller->channel, format);
+    reader->memory_max = CALLER_MEMORY;
+    while (serve_question(caller, reader, writer, &preamble, &why))
+        ;
+    vmf_record_reader_free(reader);
+    vmf_record_writer_free(writer);
+    bool hung_up = g_error_matches(why, VMF_ERROR, VMF_ERROR_CUT);
+    if (hung_up)
+        g_error_free(why);
+    else
+        g_propagate_error(error, why);
+    return hung_up;
+}
+
+static void set_spoke(Caller *caller)
+{
+    VmfSession *session = caller->reception->config.session;
+
+    pthread_mutex_lock(&session->lock);
+    caller->spoke = true;
+    pthread_mutex_unlock(&session->lock);
+}
+
 static bool serve(Caller *caller, GError **error)
 {
     uint8_t opening[8];
 
     if (!vmf_channel_read_all(caller->channel, opening, sizeof(opening), error))
         return false;
+    set_spoke(caller);
     switch (vmf_opening_classify(opening)) {
     case VMF_OPENING_MAIN:
         return serve_main(caller, opening, error);
     case VMF_OPENING_PAGES:
         return serve_pages(caller, opening, error);
+    case VMF_OPENING_TOKEN:
+        return serve_token(caller, opening, error);
     default:
         g_set_error(error, VMF_ERROR, VMF_ERROR_MAGIC, "connection: not a vmferry stream");
         return false;
@@ -386,11 +471,30 @@ static void *caller_main(void *opaque)
     g_clear_error(&error);
     pthread_mutex_lock(&session->lock);
     caller->done = true;
+    pthread_cond_broadcast(&session->changed); /* there is room */
     pthread_mutex_unlock(&session->lock);
     return NULL;
 }
 
 /* ---- accepting ------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * With no room left some have to go, so that whoever holds connections open and says nothing keeps nobody out: first the silent ones,
+ * the oldest ahead. Several at a time, so that a crowd is through in no time.
+ */
+static void evict_locked(VmfReception *reception)
+{
+    unsigned n = 0;
+
+    for (unsigned speakers = 0; speakers < 2; speakers++)
+        for (guint i = 0; i < reception->callers->len && n < (speakers ? 1 : EVICTED); i++) {
+            Caller *caller = g_ptr_array_index(reception->callers, i);
+            if (caller->spoke != speakers || !caller->channel)
+                continue;
+            vmf_channel_shutdown(caller->channel);
+            n++;
+        }
+}
 
 /* Joins threads that are done; shuts channels that are late, or (@all) every one. Returns how many callers are left. */
 static unsigned reap(VmfReception *reception, bool all)
@@ -407,8 +511,8 @@ static unsigned reap(VmfReception *reception, bool all)
         else if (caller->channel && (all || (caller->deadline_ns && now > caller->deadline_ns)))
             vmf_channel_shutdown(caller->channel);
     }
-    if (reception->callers->len >= CALLERS_MAX && ((Caller *)reception->callers->pdata[0])->channel)
-        vmf_channel_shutdown(((Caller *)reception->callers->pdata[0])->channel);
+    if (reception->callers->len >= CALLERS_MAX)
+        evict_locked(reception);
     unsigned left = reception->callers->len;
     pthread_mutex_unlock(&session->lock);
     for (guint i = 0; i < ended->len; i++)
@@ -423,7 +527,7 @@ static void admit(VmfReception *reception, VmfChannel *channel)
 
     caller->reception = reception;
     caller->channel = channel;
-    caller->deadline_ns = reception->single ? 0 : vmf_now_ns() + HANDSHAKE_NS;
+    caller->deadline_ns = reception->single ? 0 : vmf_now_ns() + session->handshake_ns;
     pthread_mutex_lock(&session->lock);
     bool started = pthread_create(&caller->thread, NULL, caller_main, caller) == 0;
     if (started)

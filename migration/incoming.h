@@ -13,6 +13,8 @@
 #ifndef MIGRATION_INCOMING_H
 #define MIGRATION_INCOMING_H
 
+#include <vmferry/handover.h>
+
 #include "migration/compatibility.h"
 #include "migration/session.h"
 #include "stream/message.h"
@@ -32,6 +34,12 @@ typedef struct {
 void vmf_incoming_free(VmfIncoming *incoming);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfIncoming, vmf_incoming_free)
 
+/*
+ * A one-way stream that is read by itself: as far as the first record that is not static data. Takes @channel, also where it fails.
+ * VMF_ERROR_FEATURE where it wants answers.
+ */
+VmfIncoming *vmf_incoming_read(VmfChannel *channel, GError **error);
+
 typedef struct VmfReception VmfReception;
 
 typedef struct {
@@ -40,6 +48,12 @@ typedef struct {
     GArray *owners;            /* of the guest; the winner's versions are noted in them before it is handed over */
     /* A page channel of session @preamble->session joins; takes @channel if it returns true. Any thread. */
     bool (*page_channel)(void *opaque, VmfChannel *channel, const VmfPreamble *preamble);
+    /*
+     * A question about a token, on a channel of its own; NONE with @error: it is not answered. answered() follows in any
+     * case. Any thread.
+     */
+    VmfAnswer (*question)(void *opaque, const uint8_t token[VMF_TOKEN_SIZE], VmfQuestion question, GError **error);
+    void (*answered)(void *opaque);
     /* About once in 100 ms: for deadlines. */
     void (*tick)(void *opaque);
     void *opaque;

@@ -31,7 +31,10 @@ GArray *vmf_owners_new(VmfGuest *guest, const VmfSaveHandlers *ram_handlers, voi
 
     g_array_set_clear_func(owners, owner_clear);
     if (ram) {
-        VmfOwner owner = {.name = VMF_SECTION_RAM, .handlers = ram_handlers, .opaque = ram};
+        VmfOwner owner = {.name = VMF_SECTION_RAM,
+                          .handlers = ram_handlers,
+                          .opaque = ram,
+                          .downtime = offsetof(VmfStatistics, downtime_ram_ns)};
         g_array_append_val(owners, owner);
     }
     for (unsigned i = 0; i < vmf_guest_n_entries(guest); i++) {
@@ -42,6 +45,41 @@ GArray *vmf_owners_new(VmfGuest *guest, const VmfSaveHandlers *ram_handlers, voi
             g_array_append_val(owners, owner);
     }
     return owners;
+}
+
+void vmf_owners_add(GArray *owners, const VmfOwner *owner)
+{
+    guint at = 0;
+
+    while (at < owners->len && !vmf_owner(owners, at)->has_section)
+        at++;
+    g_array_insert_vals(owners, at, owner, 1);
+}
+
+bool vmf_owners_take(GArray *owners, VmfRecordReader *reader, const VmfRecord *record, bool *taken, GError **error)
+{
+    bool good = true;
+
+    *taken = false;
+    for (guint i = 0; i < owners->len && good && !*taken; i++) {
+        const VmfOwner *owner = vmf_owner(owners, i);
+        if (owner->records && owner->records->record)
+            good = owner->records->record(owner->opaque, reader, record, taken, error);
+    }
+    return good;
+}
+
+bool vmf_owners_answer(GArray *owners, const VmfRecord *record, bool swap, bool *taken, GError **error)
+{
+    bool good = true;
+
+    *taken = false;
+    for (guint i = 0; i < owners->len && good && !*taken; i++) {
+        const VmfOwner *owner = vmf_owner(owners, i);
+        if (owner->records && owner->records->answer)
+            good = owner->records->answer(owner->opaque, record, swap, taken, error);
+    }
+    return good;
 }
 
 void vmf_owners_free(GArray *owners)

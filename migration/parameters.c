@@ -5,6 +5,8 @@
 
 #include <vmferry/error.h>
 
+#include "stream/pack.h"
+
 #define MS UINT64_C(1000000) /* ns */
 
 /* What the first release's struct ends with. */
@@ -76,9 +78,9 @@ static bool check_host_name(const char *name, GError **error)
 {
     if (!name)
         return true;
-    if (strlen(name) <= VMF_HOST_NAME_MAX && g_utf8_validate(name, -1, NULL))
+    if (strlen(name) <= VMF_HOST_NAME_MAX && vmf_is_text(name, strlen(name)))
         return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "parameters: host-name: at most %d bytes of UTF-8",
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "parameters: host-name: at most %d bytes of UTF-8 without control characters",
                 VMF_HOST_NAME_MAX);
     return false;
 }
@@ -91,9 +93,18 @@ static bool check_policy(const VmfPolicyOps *policy, GError **error)
     return false;
 }
 
+/* Version 2 has fixed features, and this is none of them. */
+static bool check_disks(const VmfParameters *p, GError **error)
+{
+    if (p->stream_version != 2 || !p->copy_disks || !*p->copy_disks || strcmp(p->copy_disks, "none") == 0)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "parameters: disks: stream version 2 copies none");
+    return false;
+}
+
 static bool check(const VmfParameters *parameters, GError **error)
 {
-    return check_numbers(parameters, error) && check_host_name(parameters->host_name, error) &&
+    return check_disks(parameters, error) && check_numbers(parameters, error) && check_host_name(parameters->host_name, error) &&
            check_policy(parameters->policy, error);
 }
 

@@ -148,16 +148,17 @@ static void say_cannot_help(DefaultPolicy *policy, const VmfPolicyInput *in, uin
 
 static void say_no_convergence(DefaultPolicy *policy, const VmfPolicyInput *in, VmfPolicyOutput *out)
 {
+    char most[16];
+
     if (policy->said)
         return;
     policy->said = true;
+    g_snprintf(most, sizeof(most), " %u %%,", in->throttle_percent);
     g_snprintf(out->reason, sizeof(out->reason),
-               "the guest writes %.1f MB/s, the link carries %.1f MB/s: no convergence, the guest %s %u %%; it goes on "
-               "until a limit "
-               "is raised or it is cancelled",
-               in->dirty_bytes_per_second / 1e6, in->rate_bytes_per_second / 1e6,
-               in->can_throttle ? "is throttled by the most allowed," : "cannot be throttled beyond",
-               in->throttle_percent);
+               "will not converge, because the guest writes %.1f MB/s%s%s and the link carries %.1f MB/s; it goes on like this "
+               "until it is cancelled or a limit is raised",
+               in->dirty_bytes_per_second / 1e6, in->can_throttle ? ", throttled by the most allowed," : ", cannot be throttled",
+               in->can_throttle ? most : "", in->rate_bytes_per_second / 1e6);
 }
 
 /* The percentage at which the guest writes half of what the link carries, by what it wrote at the one in force. */
@@ -176,11 +177,12 @@ static unsigned throttle_by_rate(const VmfPolicyInput *in)
 static unsigned next_throttle(const DefaultPolicy *policy, const VmfPolicyInput *in)
 {
     unsigned now = MIN(in->throttle_percent, THROTTLE_MOST);
+    unsigned most = in->throttle_maximum ? MIN(in->throttle_maximum, THROTTLE_MOST) : THROTTLE_MOST;
     unsigned step = now == 0 ? THROTTLE_FIRST : now + THROTTLE_STEP;
 
     if (!in->can_throttle || now < policy->asked)
         return now; /* less in force than was asked for: that is the most the session allows */
-    return MIN(MAX(step, throttle_by_rate(in)), THROTTLE_MOST);
+    return MIN(MAX(step, throttle_by_rate(in)), most);
 }
 
 static void slow_down(DefaultPolicy *policy, const VmfPolicyInput *in, VmfPolicyOutput *out)
@@ -196,7 +198,7 @@ static void slow_down(DefaultPolicy *policy, const VmfPolicyInput *in, VmfPolicy
     policy->best_ns = in->forecast_ns; /* what the new degree can do is measured from here */
     out->throttle_percent = next;
     g_snprintf(out->reason, sizeof(out->reason),
-               "the guest writes %.1f MB/s, the link carries %.1f MB/s: the guest is throttled by %u %%",
+               "does not converge yet: the guest writes %.1f MB/s, the link carries %.1f MB/s: the guest is throttled by %u %%",
                in->dirty_bytes_per_second / 1e6, in->rate_bytes_per_second / 1e6, next);
 }
 

@@ -4,10 +4,15 @@
 
 #include <vmferry/error.h>
 
+#include "ram/dirty-sample.h"
 #include "stream/clock.h"
 #include "stream/trace.h"
 
+#define IN_TOUCH_NS (1 * VMF_NS_PER_S)
+
 #define STATE_NS_PER_OWNER 20000 /* reading, sending and loading one device's state: measured on the reference machine, rounded up */
+#define SAMPLE_NS (20 * VMF_NS_PER_MS) /* two periods of a throttled vCPU */
+#define SAMPLE_SHARE 20                /* of a round, at most one part in so many */
 
 void vmf_source_throttle(VmfSource *source, unsigned percent)
 {
@@ -60,8 +65,32 @@ static bool announce_round(VmfSource *source, GError **error)
     if (!vmf_source_pending(source, false, &pending, error))
         return false;
     VMF_TRACE(round_begin, source->session, source->session->statistics.round, pending.precopy_bytes);
-    return vmf_round_queue(source->main.writer, source->session->statistics.round, pending.precopy_bytes, error) &&
-           (source->format.one_way || vmf_u64_send(source->main.writer, VMF_RECORD_PING, (uint64_t)vmf_now_ns(), error));
+    return !source->destination->begin_round || source->destination->begin_round(source, pending.precopy_bytes, error);
+}
+
+/* What is pending of those who are not sent ahead. */
+static uint64_t pending_behind(VmfSource *source)
+{
+    VmfPending pending = {0};
+
+    for (guint i = 0; i < source->owners->len; i++) {
+        VmfOwner *owner = vmf_owner(source->owners, i);
+        if (!owner->handlers->save_ahead && owner->handlers->pending_estimate)
+            owner->handlers->pending_estimate(owner->opaque, &pending);
+    }
+    return pending.precopy_bytes;
+}
+
+static bool send_ahead(VmfSource *source, GError **error)
+{
+    uint64_t behind = pending_behind(source);
+
+    for (guint i = 0; i < source->owners->len; i++) {
+        VmfOwner *owner = vmf_owner(source->owners, i);
+        if (owner->handlers->save_ahead && !owner->handlers->save_ahead(owner->opaque, &owner->stream, behind, error))
+            return false;
+    }
+    return vmf_session_fault(source->session, "source.ahead.sent", error);
 }
 
 static bool send_round(VmfSource *source, GError **error)
@@ -71,16 +100,29 @@ static bool send_round(VmfSource *source, GError **error)
     begin_round(source);
     if (!announce_round(source, error))
         return false;
+    if (source->session->statistics.round == 1 && !send_ahead(source, error))
+        return false;
     for (guint i = 0; i < source->owners->len; i++) {
         VmfOwner *owner = vmf_owner(source->owners, i);
         if (owner->handlers->save_iterate && !owner->handlers->save_iterate(owner->opaque, &owner->stream, error))
             return false;
     }
     end_round(source);
-    VMF_TRACE(round_end, source->session, source->session->statistics.round, vmf_now_ns() - start);
+    source->round_ns = vmf_now_ns() - start;
+    VMF_TRACE(round_end, source->session, source->session->statistics.round, source->round_ns);
     if (!vmf_session_fault(source->session, "source.round.sent", error))
         return false;
     return vmf_session_check_cancelled(source->session, error);
+}
+
+/* Nobody acknowledges what goes one way: what was taken is all there is to measure. */
+uint64_t vmf_source_rate(const VmfSource *source)
+{
+    int64_t elapsed_ns = vmf_now_ns() - source->begun_ns;
+
+    if (!source->format.one_way)
+        return vmf_flight_rate(source->ram.save->flight);
+    return elapsed_ns > 0 ? (uint64_t)((double)source->ram.save->payload_bytes * 1e9 / (double)elapsed_ns) : 0;
 }
 
 static VmfPolicyInput policy_input(VmfSource *source, const VmfPending *pending)
@@ -98,17 +140,15 @@ static VmfPolicyInput policy_input(VmfSource *source, const VmfPending *pending)
         .downtime_limit_ns = session->downtime_limit_ns,
         .throttle_percent = source->throttle_percent,
         .can_throttle = vmf_source_guest_ops(source)->throttle != NULL && session->parameters.throttle_maximum > 0,
+        .throttle_maximum = session->parameters.throttle_maximum,
     };
 
     if (save) {
-        input.rate_bytes_per_second = vmf_flight_rate(save->flight);
+        input.rate_bytes_per_second = vmf_source_rate(source);
         input.dirty_bytes_per_second = save->dirty_bytes_per_second;
         input.sent_bytes = save->payload_bytes;
         input.first_pass_bytes = save->first_pass_bytes;
     }
-    /* Nobody acknowledges a one-way stream: what the channel took is all there is to measure. */
-    if (source->format.one_way && input.elapsed_ns > 0)
-        input.rate_bytes_per_second = (uint64_t)((double)input.sent_bytes * 1e9 / (double)input.elapsed_ns);
     input.forecast_ns = vmf_policy_forecast_ns(&input);
     return input;
 }
@@ -125,6 +165,105 @@ static void pause_between_rounds(VmfSource *source, uint64_t wait_ns)
     pthread_mutex_unlock(&session->lock);
 }
 
+/* ---- throttling, measured ------------------------------------------------------------------------------------------------- */
+
+/* Above the limit, where it is to be decided whether to throttle and seen what that does, and where it costs little. */
+static bool is_worth_a_sample(const VmfSource *source, const VmfPolicyInput *input)
+{
+    const VmfGuestOps *ops = vmf_source_guest_ops(source);
+
+    return source->ram.save && input->can_throttle && input->forecast_ns > input->downtime_limit_ns &&
+           source->round_ns >= SAMPLE_SHARE * SAMPLE_NS && ops->is_running(vmf_guest_opaque(source->session->guest));
+}
+
+static bool sample_dirty_rate(VmfSource *source, GError **error)
+{
+    g_autoptr(VmfDirtySample) sample = vmf_dirty_sample_begin(source->ram.save);
+    int64_t deadline = vmf_now_ns() + SAMPLE_NS;
+
+    if (!sample)
+        return true;
+    pthread_mutex_lock(&source->session->lock);
+    while (!vmf_session_is_cancelled(source->session) && vmf_now_ns() < deadline)
+        vmf_session_wait_locked(source->session, deadline);
+    pthread_mutex_unlock(&source->session->lock);
+    return vmf_session_check_cancelled(source->session, error) && vmf_dirty_sample_end(sample, error);
+}
+
+/* After the first round at a new degree. */
+static void tell_effect(VmfSource *source, uint64_t dirty_bytes_per_second)
+{
+    VmfSession *session = source->session;
+    VmfStatistics *statistics = &session->statistics;
+    VmfThrottleStep step = {source->throttle_percent, source->dirty_before_throttle, dirty_bytes_per_second};
+
+    if (!source->throttle_is_new)
+        return;
+    source->throttle_is_new = false;
+    pthread_mutex_lock(&session->lock);
+    if (statistics->n_throttle_steps == VMF_THROTTLE_STEPS_MAX) {
+        statistics->n_throttle_steps--;
+        memmove(statistics->throttle_steps, statistics->throttle_steps + 1, sizeof(step) * (VMF_THROTTLE_STEPS_MAX - 1));
+    }
+    statistics->throttle_steps[statistics->n_throttle_steps++] = step;
+    pthread_mutex_unlock(&session->lock);
+    vmf_session_event(session, "converge.throttle", "throttled by %u %% the guest writes %.1f MB/s, before that it wrote %.1f MB/s",
+                      step.percent, (double)step.dirty_after_bytes_per_second / 1e6, (double)step.dirty_before_bytes_per_second / 1e6);
+}
+
+static void throttle_as_decided(VmfSource *source, unsigned percent, uint64_t dirty_bytes_per_second)
+{
+    unsigned before = source->throttle_percent;
+
+    vmf_source_throttle(source, percent);
+    if (source->throttle_percent <= before)
+        return;
+    source->throttle_is_new = true;
+    source->dirty_before_throttle = dirty_bytes_per_second;
+}
+
+/* ---- rounds ---------------------------------------------------------------------------------------------------------------- */
+
+static void note_decision(VmfSession *session, const VmfPolicyInput *input, const VmfPolicyOutput *output)
+{
+    pthread_mutex_lock(&session->lock);
+    session->statistics.expected_downtime_ns = input->forecast_ns == UINT64_MAX ? 0 : input->forecast_ns;
+    if (output->reason[0])
+        g_strlcpy(session->statistics.converge_reason, output->reason, sizeof(session->statistics.converge_reason));
+    pthread_mutex_unlock(&session->lock);
+    if (output->reason[0])
+        vmf_session_event(session, "converge", "%s", output->reason);
+}
+
+/* What the policy is told. *@pending is as of now. */
+static bool measure(VmfSource *source, VmfPending *pending, VmfPolicyInput *input, GError **error)
+{
+    if (!vmf_source_pending(source, true, pending, error))
+        return false;
+    *input = policy_input(source, pending);
+    if (is_worth_a_sample(source, input)) {
+        if (!sample_dirty_rate(source, error) || !vmf_source_pending(source, false, pending, error))
+            return false;
+        *input = policy_input(source, pending);
+    }
+    tell_effect(source, input->dirty_bytes_per_second);
+    return true;
+}
+
+/* The log audit's last look takes a while, in which the guest writes: then a round follows. */
+static bool look_once_more(VmfSource *source, bool *stop, GError **error)
+{
+    const VmfGuestOps *ops = vmf_source_guest_ops(source);
+    bool looked;
+
+    if (!source->ram.save || !ops->is_running(vmf_guest_opaque(source->session->guest)))
+        return true;
+    if (!vmf_ram_save_last_look(source->ram.save, &looked, error))
+        return false;
+    *stop = !looked;
+    return true;
+}
+
 /* Asks the policy. *@stop: it is time. */
 static bool decide(VmfSource *source, void *policy, bool *stop, GError **error)
 {
@@ -132,23 +271,22 @@ static bool decide(VmfSource *source, void *policy, bool *stop, GError **error)
     VmfPending pending;
     VmfPolicyOutput output = {.size = sizeof(output), .throttle_percent = source->throttle_percent};
 
-    if (!vmf_source_pending(source, true, &pending, error))
+    VmfPolicyInput input;
+
+    if (!measure(source, &pending, &input, error))
         return false;
-    VmfPolicyInput input = policy_input(source, &pending);
     session->parameters.policy->decide(policy, &input, &output);
     VMF_TRACE(policy_decide, session, input.round, input.pending_bytes, input.rate_bytes_per_second, input.forecast_ns, output.decision);
-    vmf_source_throttle(source, output.throttle_percent);
-    pthread_mutex_lock(&session->lock);
-    session->statistics.expected_downtime_ns = input.forecast_ns == UINT64_MAX ? 0 : input.forecast_ns;
-    pthread_mutex_unlock(&session->lock);
-    if (output.reason[0])
-        vmf_session_event(session, "converge", "%s", output.reason);
+    throttle_as_decided(source, output.throttle_percent, input.dirty_bytes_per_second);
+    note_decision(session, &input, &output);
     if (output.decision == VMF_DECIDE_GIVE_UP) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_TIMEOUT, "precopy: policy %s gives up: %s", session->parameters.policy->name,
                     output.reason);
         return false;
     }
     *stop = output.decision == VMF_DECIDE_SWITCHOVER && session->statistics.round >= session->parameters.minimum_rounds;
+    if (*stop && !look_once_more(source, stop, error))
+        return false;
     if (!*stop && output.wait_ns)
         pause_between_rounds(source, output.wait_ns);
     return vmf_session_check_cancelled(session, error);
@@ -164,10 +302,22 @@ static bool run_rounds(VmfSource *source, void *policy, GError **error)
     return true;
 }
 
+/* A target gives up a source that says nothing for long. */
+static bool stay_in_touch(VmfSource *source, int64_t *said_ns, GError **error)
+{
+    int64_t now = vmf_now_ns();
+
+    if (source->format.one_way || now - *said_ns < IN_TOUCH_NS)
+        return true;
+    *said_ns = now;
+    return vmf_u64_send(source->main.writer, VMF_RECORD_PING, (uint64_t)now, error);
+}
+
 /* While it waits it goes on sending, so that what is left stays small. */
 static bool wait_for_continue(VmfSource *source, GError **error)
 {
     VmfSession *session = source->session;
+    int64_t said_ns = vmf_now_ns();
     VmfPending pending;
     bool go = false;
 
@@ -179,7 +329,7 @@ static bool wait_for_continue(VmfSource *source, GError **error)
         go = session->may_continue;
         pthread_mutex_unlock(&session->lock);
         if (!vmf_session_check_cancelled(session, error) || !vmf_source_pending(source, true, &pending, error) ||
-            (!go && pending.precopy_bytes > 0 && !send_round(source, error)))
+            (!go && pending.precopy_bytes > 0 && !send_round(source, error)) || !stay_in_touch(source, &said_ns, error))
             return false;
     }
     return true;
@@ -203,5 +353,6 @@ bool vmf_source_precopy(VmfSource *source, GError **error)
     if (!source->session->parameters.pause_before_switchover)
         return true;
     vmf_source_throttle(source, 0);
+    source->throttle_is_new = false;
     return wait_for_continue(source, error) && converge(source, error);
 }

@@ -14,27 +14,28 @@ static void tell_mended(void *opaque, const char *text)
     vmf_session_event(opaque, "chunk.mended", "%s", text);
 }
 
-bool vmf_ram_source_attach(VmfRamSource *ram, VmfRecordWriter *const *writers, unsigned n_lanes, uint32_t epoch, bool acknowledged,
-                           bool hints, GError **error)
+bool vmf_ram_source_attach(VmfRamSource *ram, const VmfRamWays *ways, void *opaque, unsigned n_lanes, bool acknowledged,
+                           GError **error)
 {
     VmfGuest *guest = ram->session->guest;
     g_autofree VmfRamBlock **blocks = g_new0(VmfRamBlock *, vmf_guest_n_ram(guest));
+    g_autoptr(VmfPresence) presence = vmf_guest_presence(guest);
     VmfRamSaveConfig config = {
         .n_lanes = n_lanes,
         .acknowledged = acknowledged,
-        .hints = hints,
         .log_audit_percent = ram->session->parameters.audit == VMF_AUDIT_OFF ? 0 : LOG_AUDIT_PERCENT,
-        .log = vmf_guest_dirty_log(guest),
+        .log = ram->session->stop_first ? NULL : vmf_guest_dirty_log(guest),
         .log_opaque = vmf_guest_dirty_log_opaque(guest),
+        .presence = presence,
         .mended = tell_mended,
         .opaque = ram->session,
     };
 
     for (unsigned b = 0; b < vmf_guest_n_ram(guest); b++)
         blocks[b] = vmf_guest_ram(guest, b);
-    ram->writers = g_memdup2(writers, n_lanes * sizeof(*writers));
+    ram->ways = ways;
+    ram->ways_opaque = opaque;
     ram->n_lanes = n_lanes;
-    ram->epoch = epoch;
     ram->save = vmf_ram_save_new(blocks, vmf_guest_n_ram(guest), &config, error);
     return ram->save != NULL;
 }
@@ -43,7 +44,41 @@ void vmf_ram_source_clear(VmfRamSource *ram)
 {
     g_clear_pointer(&ram->fanout, vmf_fanout_free);
     g_clear_pointer(&ram->save, vmf_ram_save_free);
-    g_clear_pointer(&ram->writers, g_free);
+    g_clear_pointer(&ram->streams, g_free);
+}
+
+/* ---- streams --------------------------------------------------------------------------------------------------------------- */
+
+static bool stream_lane(void *opaque, VmfRamSave *save, unsigned index, VmfLaneConfig *lane, GError **error)
+{
+    VmfRamSource *ram = opaque;
+
+    ram->streams[index].save = save;
+    *lane = vmf_stream_sink_lane(&ram->streams[index], ram->hints);
+    return true;
+}
+
+static bool streams_end(void *opaque, GError **error)
+{
+    VmfRamSource *ram = opaque;
+
+    for (unsigned i = 0; i < ram->n_lanes; i++)
+        if (!vmf_stream_sink_end_mark(&ram->streams[i], error))
+            return false;
+    return true;
+}
+
+static const VmfRamWays stream_ways = {.lane = stream_lane, .end = streams_end};
+
+bool vmf_ram_source_attach_streams(VmfRamSource *ram, VmfRecordWriter *const *writers, unsigned n_lanes, uint32_t epoch,
+                                   bool acknowledged, bool hints, GError **error)
+{
+    ram->hints = hints;
+    ram->epoch = epoch;
+    ram->streams = g_new0(VmfStreamSink, n_lanes);
+    for (unsigned i = 0; i < n_lanes; i++)
+        ram->streams[i] = (VmfStreamSink){.writer = writers[i], .lane = i, .epoch = epoch};
+    return vmf_ram_source_attach(ram, &stream_ways, ram, n_lanes, acknowledged, error);
 }
 
 bool vmf_ram_source_acknowledged(VmfRamSource *ram, const VmfRecord *record, bool swap, unsigned lane, GError **error)
@@ -79,12 +114,12 @@ void vmf_ram_source_summarize(const VmfRamSource *ram, VmfSwitchover *message)
 
 /* ---- handlers -------------------------------------------------------------------------------------------------------------- */
 
-static bool ram_prepare(void *opaque, GError **error)
+bool vmf_ram_source_prepare(void *opaque, GError **error)
 {
     VmfRamSource *ram = opaque;
     VmfGuest *guest = ram->session->guest;
 
-    if (vmf_guest_dirty_log(guest) || !vmf_guest_ops(guest)->is_running(vmf_guest_opaque(guest)))
+    if (ram->session->stop_first || vmf_guest_dirty_log(guest) || !vmf_guest_ops(guest)->is_running(vmf_guest_opaque(guest)))
         return true;
     g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "guest: it runs and has no dirty log: stop it first");
     return false;
@@ -93,10 +128,20 @@ static bool ram_prepare(void *opaque, GError **error)
 static bool ram_setup(void *opaque, VmfSaveStream *stream, GError **error)
 {
     VmfRamSource *ram = opaque;
+    g_autofree VmfLaneConfig *lanes = g_new0(VmfLaneConfig, ram->n_lanes);
+    unsigned made = 0;
 
     if (!vmf_ram_save_begin(ram->save, error))
         return false;
-    ram->fanout = vmf_fanout_new(ram->save, ram->writers, ram->n_lanes, ram->epoch, error);
+    if (ram->ways->begin)
+        ram->ways->begin(ram->ways_opaque, ram->save);
+    while (made < ram->n_lanes && ram->ways->lane(ram->ways_opaque, ram->save, made, &lanes[made], error))
+        made++;
+    if (made == ram->n_lanes)
+        ram->fanout = vmf_fanout_new(ram->save, lanes, ram->n_lanes, 0, error);
+    else
+        for (unsigned i = 0; i < made; i++)
+            vmf_page_sink_free(&lanes[i].sink);
     return ram->fanout != NULL;
 }
 
@@ -138,7 +183,7 @@ static bool ram_complete(void *opaque, VmfSaveStream *stream, GError **error)
 {
     VmfRamSource *ram = opaque;
 
-    return vmf_fanout_round(ram->fanout, error) && vmf_fanout_end_marks(ram->fanout, error);
+    return vmf_fanout_round(ram->fanout, error) && (!ram->ways->end || ram->ways->end(ram->ways_opaque, error));
 }
 
 static void ram_cleanup(void *opaque)
@@ -152,7 +197,7 @@ static void ram_cleanup(void *opaque)
 
 static const VmfSaveHandlers handlers = {
     .size = sizeof(VmfSaveHandlers),
-    .save_prepare = ram_prepare,
+    .save_prepare = vmf_ram_source_prepare,
     .save_setup = ram_setup,
     .save_iterate = ram_iterate,
     .pending_estimate = ram_pending_estimate,

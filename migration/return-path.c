@@ -21,6 +21,7 @@ typedef struct {
 struct VmfReturnPath {
     VmfSession *session;
     VmfRamSource *ram;
+    GArray *owners;
     VmfStreamFormat format;
     Reader main;
     GPtrArray *lanes; /* Reader */
@@ -43,12 +44,13 @@ static void lane_free(void *p)
     g_free(reader);
 }
 
-VmfReturnPath *vmf_return_path_new(VmfSession *session, VmfChannel *main, VmfStreamFormat format, VmfRamSource *ram)
+VmfReturnPath *vmf_return_path_new(VmfSession *session, VmfChannel *main, VmfStreamFormat format, VmfRamSource *ram, GArray *owners)
 {
     VmfReturnPath *path = g_new0(VmfReturnPath, 1);
 
     path->session = session;
     path->ram = ram;
+    path->owners = owners;
     path->format = format;
     path->main = (Reader){.path = path, .reader = vmf_record_reader_new(main, format)};
     path->lanes = g_ptr_array_new_with_free_func(lane_free);
@@ -80,6 +82,13 @@ void vmf_return_message_clear(VmfReturnMessage *message)
     g_clear_pointer(&message->body, g_bytes_unref);
 }
 
+VmfRecord vmf_return_message_record(const VmfReturnMessage *message)
+{
+    uint32_t length = (uint32_t)g_bytes_get_size(message->body);
+
+    return (VmfRecord){.type = message->type, .body = g_bytes_get_data(message->body, NULL), .length = length, .checked = length};
+}
+
 /* Whoever waits for room, for a slow channel or for an answer has to know at once. From the offer on the channels are still needed. */
 static void fail(VmfReturnPath *path, GError *error)
 {
@@ -94,6 +103,11 @@ static void fail(VmfReturnPath *path, GError *error)
     pthread_mutex_unlock(&session->lock);
     if (path->attached)
         vmf_flight_close(path->ram->save->flight);
+    for (guint i = 0; i < path->owners->len; i++) {
+        const VmfOwner *owner = vmf_owner(path->owners, i);
+        if (owner->records && owner->records->lost)
+            owner->records->lost(owner->opaque);
+    }
     if (!path->offered && !vmf_session_is_cancelled(session)) /* a cancel shuts what it has to itself */
         vmf_session_shutdown_channels(session);
 }
@@ -131,6 +145,24 @@ static bool take_host(VmfReturnPath *path, const VmfRecord *record, GError **err
         return false;
     vmf_session_set_peer_host_name(path->session, name);
     return true;
+}
+
+/* Once: a journal that names one directory must not be told of another. */
+static bool take_state(VmfReturnPath *path, const VmfRecord *record, GError **error)
+{
+    static const uint8_t nobody[16];
+    uint8_t id[16];
+
+    if (!vmf_target_state_decode(record, id, error))
+        return false;
+    pthread_mutex_lock(&path->session->lock);
+    bool first = memcmp(path->session->peer_state, nobody, sizeof(nobody)) == 0;
+    if (first)
+        memcpy(path->session->peer_state, id, sizeof(id));
+    pthread_mutex_unlock(&path->session->lock);
+    if (!first)
+        vmf_record_set_order_error(error, record->type, "twice");
+    return first;
 }
 
 static bool take_pong(VmfReturnPath *path, const VmfRecord *record, GError **error)
@@ -199,6 +231,8 @@ static bool take(VmfReturnPath *path, const VmfRecord *record, GError **error)
         return take_refusal(path, record, error);
     case VMF_RECORD_TARGET_HOST:
         return take_host(path, record, error);
+    case VMF_RECORD_TARGET_STATE:
+        return take_state(path, record, error);
     case VMF_RECORD_PONG:
         return take_pong(path, record, error);
     case VMF_RECORD_FAILED:
@@ -210,20 +244,12 @@ static bool take(VmfReturnPath *path, const VmfRecord *record, GError **error)
     case VMF_RECORD_REPORT:
         return take_message(path, record, error);
     }
-    vmf_record_set_order_error(error, record->type, "on the return path");
-    return false;
-}
-
-/* Reads a record that is known or mandatory, passing over the others. */
-static bool read_record(VmfRecordReader *reader, VmfRecord *record, GError **error)
-{
-    do {
-        if (!vmf_record_read(reader, record, error))
-            return false;
-        if (reader->payload_left > 0 && !vmf_record_skip_payload(reader, record->length, error))
-            return false;
-    } while (!vmf_record_name(record->type) && record->type & VMF_RECORD_OPTIONAL);
-    return true;
+    bool taken;
+    if (!vmf_owners_answer(path->owners, record, path->format.swap, &taken, error))
+        return false;
+    if (!taken)
+        vmf_record_set_order_error(error, record->type, "on the return path");
+    return taken;
 }
 
 static void *main_thread(void *opaque)
@@ -232,7 +258,7 @@ static void *main_thread(void *opaque)
     GError *error = NULL;
     VmfRecord record;
 
-    while (!error && read_record(path->main.reader, &record, &error))
+    while (!error && vmf_record_read_known(path->main.reader, &record, &error))
         take(path, &record, &error);
     fail(path, error);
     return NULL;
@@ -243,7 +269,7 @@ bool vmf_return_path_read_verdict(VmfReturnPath *path, int64_t deadline_ns, VmfV
     VmfRecord record;
 
     path->main.reader->deadline_ns = deadline_ns;
-    bool read = read_record(path->main.reader, &record, error);
+    bool read = vmf_record_read_known(path->main.reader, &record, error);
     path->main.reader->deadline_ns = 0;
     if (!read)
         return false;
@@ -271,7 +297,7 @@ static void *lane_thread(void *opaque)
     GError *error = NULL;
     VmfRecord record;
 
-    while (!error && read_record(reader->reader, &record, &error)) {
+    while (!error && vmf_record_read_known(reader->reader, &record, &error)) {
         if (record.type == VMF_RECORD_ACK)
             vmf_ram_source_acknowledged(reader->path->ram, &record, reader->path->format.swap, reader->lane, &error);
         else
@@ -296,7 +322,7 @@ bool vmf_return_path_join(VmfReturnPath *path, VmfChannel *channel, unsigned lan
     *reader = (Reader){.path = path, .lane = lane, .reader = vmf_record_reader_new(channel, path->format)};
     g_ptr_array_add(path->lanes, reader);
     reader->reader->deadline_ns = deadline_ns;
-    if (!read_record(reader->reader, &record, error)) {
+    if (!vmf_record_read_known(reader->reader, &record, error)) {
         g_prefix_error(error, "page channel %u: handshake: ", lane);
         return false;
     }
@@ -340,19 +366,64 @@ bool vmf_return_path_next(VmfReturnPath *path, int64_t deadline_ns, bool cancell
     return false;
 }
 
-/* Ahead of the thread, a version 2 target's refusal lies there unread. */
+static bool is_woken(const VmfReturnPath *path, unsigned ignore, VmfWakeReason *reason)
+{
+    const VmfSession *session = path->session;
+
+    if (!g_queue_is_empty((GQueue *)&path->messages))
+        *reason = VMF_WAKE_MESSAGE;
+    else if (path->failure && !(ignore & (1u << VMF_WAKE_CUT)))
+        *reason = VMF_WAKE_CUT;
+    else if (session->leaving)
+        *reason = VMF_WAKE_LEAVE;
+    else if (atomic_load(&session->cancelled) && !(ignore & (1u << VMF_WAKE_CANCEL)))
+        *reason = VMF_WAKE_CANCEL;
+    else if (session->resolution.pending)
+        *reason = VMF_WAKE_RESOLVE;
+    else
+        return false;
+    return true;
+}
+
+VmfWakeReason vmf_return_path_wait(VmfReturnPath *path, int64_t deadline_ns, unsigned ignore, VmfReturnMessage *message,
+                                   GError **failure)
+{
+    VmfSession *session = path->session;
+    VmfWakeReason reason = VMF_WAKE_DUE;
+    bool late = false;
+
+    pthread_mutex_lock(&session->lock);
+    while (!is_woken(path, ignore, &reason) && !late)
+        late = !vmf_session_wait_locked(session, deadline_ns);
+    VmfReturnMessage *next = reason == VMF_WAKE_MESSAGE ? g_queue_pop_head(&path->messages) : NULL;
+    if (reason == VMF_WAKE_CUT)
+        g_propagate_error(failure, g_error_copy(path->failure));
+    pthread_mutex_unlock(&session->lock);
+    if (next) {
+        *message = *next;
+        g_free(next);
+    }
+    return reason;
+}
+
+/*
+ * Ahead of the thread, a version 2 target's refusal lies there unread, or the failure of one that accepted and could not set up; behind
+ * what a target says of itself.
+ */
 static void explain_unstarted(VmfReturnPath *path, GError **error)
 {
-    VmfRecord record;
     GError *why = NULL;
+    VmfRecord record = {0};
 
-    if (vmf_channel_wait_readable(path->main.reader->channel, EXPLAIN_NS, NULL) <= 0 ||
-        !read_record(path->main.reader, &record, NULL))
-        return;
-    if (record.type == VMF_RECORD_VERDICT)
-        take_refusal(path, &record, &why);
-    else if (record.type == VMF_RECORD_FAILED)
-        take_failed(path, &record, &why);
+    while (!why && record.type != VMF_RECORD_VERDICT && record.type != VMF_RECORD_FAILED) {
+        if (vmf_channel_wait_readable(path->main.reader->channel, EXPLAIN_NS, NULL) <= 0 ||
+            !vmf_record_read_known(path->main.reader, &record, NULL))
+            return;
+        if (record.type == VMF_RECORD_VERDICT)
+            take_refusal(path, &record, &why);
+        else if (record.type == VMF_RECORD_FAILED)
+            take_failed(path, &record, &why);
+    }
     if (!why)
         return;
     g_clear_error(error);

@@ -6,13 +6,14 @@
 #ifndef MIGRATION_RETURN_PATH_H
 #define MIGRATION_RETURN_PATH_H
 
+#include "migration/owners.h"
 #include "migration/ram-source.h"
 #include "stream/message.h"
 
 typedef struct VmfReturnPath VmfReturnPath;
 
-/* @main, @ram and the session outlive it. Starts nothing yet. */
-VmfReturnPath *vmf_return_path_new(VmfSession *session, VmfChannel *main, VmfStreamFormat format, VmfRamSource *ram);
+/* @main, @ram, @owners and the session outlive it. Starts nothing yet. */
+VmfReturnPath *vmf_return_path_new(VmfSession *session, VmfChannel *main, VmfStreamFormat format, VmfRamSource *ram, GArray *owners);
 /* Joins all threads: the channels have been shut down. */
 void vmf_return_path_free(VmfReturnPath *path);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfReturnPath, vmf_return_path_free)
@@ -32,11 +33,26 @@ typedef struct {
     GBytes *body;
 } VmfReturnMessage;
 void vmf_return_message_clear(VmfReturnMessage *message);
+/* As a record, for the decoders; valid as long as the message. */
+VmfRecord vmf_return_message_record(const VmfReturnMessage *message);
 
 /*
  * The next message. Otherwise VMF_ERROR_TIMEOUT, the peer's failure, or (if @cancellable) VMF_ERROR_CANCELLED.
  */
 bool vmf_return_path_next(VmfReturnPath *path, int64_t deadline_ns, bool cancellable, VmfReturnMessage *message, GError **error);
+
+/* What the session's thread can wait for, all at once. */
+typedef enum {
+    VMF_WAKE_DUE,     /* the time has come */
+    VMF_WAKE_MESSAGE, /* in *@message */
+    VMF_WAKE_CUT,     /* in *@failure */
+    VMF_WAKE_CANCEL,
+    VMF_WAKE_LEAVE,   /* cancelled while the guest is held */
+    VMF_WAKE_RESOLVE, /* session->resolution */
+} VmfWakeReason;
+/* @ignore: bits (1 << VmfWakeReason) of what is known already. */
+VmfWakeReason vmf_return_path_wait(VmfReturnPath *path, int64_t deadline_ns, unsigned ignore, VmfReturnMessage *message,
+                                   GError **failure);
 
 /* Replaces *@error, which a call on a channel set, by the peer's failure if there is one (waiting a moment for it to arrive). */
 void vmf_return_path_explain(VmfReturnPath *path, GError **error);

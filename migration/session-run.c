@@ -16,5 +16,7 @@ bool vmf_session_run(VmfSession *session, GError **error)
         vmf_session_set_status(session, VMF_STATUS_FAILED);
         return false;
     }
+    if (session->run)
+        return session->run(session, error);
     return session->is_source ? vmf_source_run(session, error) : vmf_target_run(session, error);
 }

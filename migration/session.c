@@ -9,7 +9,10 @@
 #include "stream/clock.h"
 #include "stream/trace.h"
 
-static VmfSession *session_new(VmfGuest *guest, const VmfParameters *parameters, const VmfSessionOps *ops, void *opaque)
+#define HANDSHAKE_NS (10 * VMF_NS_PER_S)
+#define SILENCE_NS (60 * VMF_NS_PER_S)
+
+VmfSession *vmf_session_new(VmfGuest *guest, const VmfParameters *parameters, const VmfSessionOps *ops, void *opaque)
 {
     VmfSession *session = g_new0(VmfSession, 1);
     pthread_condattr_t attributes;
@@ -17,11 +20,19 @@ static VmfSession *session_new(VmfGuest *guest, const VmfParameters *parameters,
     session->guest = guest;
     if (vmf_parameters_copy(&session->parameters, parameters, &session->parameters_error)) {
         session->host_name = g_strdup(session->parameters.host_name);
+        session->machine = g_strdup(session->parameters.machine);
+        session->peer = g_strdup(session->parameters.peer);
+        session->copy_disks = g_strdup(session->parameters.copy_disks);
         session->parameters.host_name = session->host_name;
+        session->parameters.machine = session->machine;
+        session->parameters.peer = session->peer;
+        session->parameters.copy_disks = session->copy_disks;
     }
     if (ops)
         vmf_ops_copy(&session->ops, sizeof(session->ops), ops, sizeof(size_t));
     session->opaque = opaque;
+    session->handshake_ns = HANDSHAKE_NS;
+    session->silence_ns = SILENCE_NS;
     session->max_bandwidth = session->parameters.max_bandwidth;
     session->downtime_limit_ns = session->parameters.downtime_limit_ns;
     session->rate = vmf_rate_limit_new(session->parameters.max_bandwidth);
@@ -38,7 +49,7 @@ static VmfSession *session_new(VmfGuest *guest, const VmfParameters *parameters,
 VmfSession *vmf_session_new_source(VmfGuest *guest, VmfConnector *connector, const VmfParameters *parameters,
                                    const VmfSessionOps *ops, void *opaque)
 {
-    VmfSession *session = session_new(guest, parameters, ops, opaque);
+    VmfSession *session = vmf_session_new(guest, parameters, ops, opaque);
 
     session->is_source = true;
     session->connector = connector;
@@ -48,7 +59,7 @@ VmfSession *vmf_session_new_source(VmfGuest *guest, VmfConnector *connector, con
 VmfSession *vmf_session_new_target(VmfGuest *guest, VmfListener *listener, const VmfParameters *parameters,
                                    const VmfSessionOps *ops, void *opaque)
 {
-    VmfSession *session = session_new(guest, parameters, ops, opaque);
+    VmfSession *session = vmf_session_new(guest, parameters, ops, opaque);
 
     session->listener = listener;
     return session;
@@ -58,6 +69,8 @@ void vmf_session_free(VmfSession *session)
 {
     if (!session)
         return;
+    if (session->free_own)
+        session->free_own(session->own);
     vmf_rate_limit_unref(session->rate);
     g_ptr_array_unref(session->channels);
     g_strfreev(session->incompatibilities);
@@ -65,6 +78,10 @@ void vmf_session_free(VmfSession *session)
     g_free(session->peer_host_name);
     g_clear_error(&session->parameters_error);
     g_free(session->host_name);
+    g_free(session->machine);
+    g_free(session->peer);
+    g_free(session->copy_disks);
+    g_free(session->hold);
     pthread_cond_destroy(&session->changed);
     pthread_mutex_destroy(&session->lock);
     g_free(session);
@@ -172,18 +189,40 @@ bool vmf_session_is_cancelled(VmfSession *session)
     return atomic_load(&session->cancelled);
 }
 
-bool vmf_session_check_cancelled(VmfSession *session, GError **error)
+static bool check_cancelled_locked(VmfSession *session, GError **error)
 {
-    pthread_mutex_lock(&session->lock);
-    GError *expiry = session->expiry ? g_error_copy(session->expiry) : NULL;
-    pthread_mutex_unlock(&session->lock);
-    if (expiry)
-        g_propagate_error(error, expiry);
+    if (session->expiry)
+        g_propagate_error(error, g_error_copy(session->expiry));
     else if (vmf_session_is_cancelled(session))
         g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "migration: cancelled");
     else
         return true;
     return false;
+}
+
+bool vmf_session_check_cancelled(VmfSession *session, GError **error)
+{
+    pthread_mutex_lock(&session->lock);
+    bool goes_on = check_cancelled_locked(session, error);
+    pthread_mutex_unlock(&session->lock);
+    return goes_on;
+}
+
+bool vmf_session_begin_offer(VmfSession *session, GError **error)
+{
+    pthread_mutex_lock(&session->lock);
+    bool goes_on = check_cancelled_locked(session, error);
+    if (goes_on)
+        atomic_store(&session->offer, VMF_OFFER_LEAVING);
+    pthread_mutex_unlock(&session->lock);
+    return goes_on;
+}
+
+void vmf_session_end_offer(VmfSession *session)
+{
+    pthread_mutex_lock(&session->lock);
+    atomic_store(&session->offer, VMF_OFFER_LEFT);
+    pthread_mutex_unlock(&session->lock);
 }
 
 bool vmf_session_wait_locked(VmfSession *session, int64_t deadline_ns)
@@ -195,13 +234,18 @@ bool vmf_session_wait_locked(VmfSession *session, int64_t deadline_ns)
 
 /*
  * Before the offer there is nothing to tell the target that a closed channel does not say, so everything that waits is woken by
- * shutting the channels down. From the offer on the session's thread answers itself: it has to send ABORT, or to wait for the
- * target's word.
+ * shutting the channels down. Once the offer has left the session's thread answers itself: it has to send ABORT, or to wait for the
+ * target's word. In between a cancel leaves the main channel alone, so that ABORT can follow; only where that write does not come to
+ * its end is it shut, and ABORT then needs a channel of its own.
  */
 void vmf_session_wake(VmfSession *session)
 {
-    vmf_session_shutdown_channels(session);
-    if (session->is_source)
+    pthread_mutex_lock(&session->lock);
+    VmfOffer offer = atomic_load(&session->offer);
+    for (guint i = 0; i < session->channels->len && offer != VMF_OFFER_LEFT; i++)
+        vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
+    pthread_mutex_unlock(&session->lock);
+    if (session->connector && offer == VMF_OFFER_NONE)
         vmf_connector_shutdown(session->connector);
 }
 
@@ -209,17 +253,59 @@ void vmf_session_cancel(VmfSession *session)
 {
     pthread_mutex_lock(&session->lock);
     atomic_store(&session->cancelled, true);
-    for (guint i = 0; i < session->channels->len && !atomic_load(&session->offered); i++)
+    session->leaving |= session->hold != NULL;
+    for (guint i = 0; i < session->channels->len && atomic_load(&session->offer) == VMF_OFFER_NONE; i++)
         if (g_ptr_array_index(session->channels, i) != session->spared)
             vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
     vmf_rate_limit_set(session->rate, 0); /* what is still to be said does not wait behind pages that go nowhere */
-    bool connecting = session->is_source && session->statistics.status <= VMF_STATUS_SETUP;
+    bool connecting = session->connector && session->statistics.status <= VMF_STATUS_SETUP;
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->lock);
     if (connecting)
         vmf_connector_shutdown(session->connector);
     if (session->listener)
         vmf_listener_shutdown(session->listener);
+}
+
+char *vmf_session_hold(VmfSession *session)
+{
+    pthread_mutex_lock(&session->lock);
+    char *hold = g_strdup(session->hold);
+    pthread_mutex_unlock(&session->lock);
+    return hold;
+}
+
+void vmf_session_set_hold(VmfSession *session, const char *why)
+{
+    pthread_mutex_lock(&session->lock);
+    g_free(session->hold);
+    session->hold = g_strdup(why);
+    session->statistics.outcome = why ? VMF_OUTCOME_HELD : VMF_OUTCOME_NONE;
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+}
+
+bool vmf_session_resolve(VmfSession *session, bool run, bool fenced, GError **error)
+{
+    pthread_mutex_lock(&session->lock);
+    bool held = session->hold != NULL, is_restore = session->run != NULL, asks_nobody = !session->is_source && run && !fenced;
+    if (held && is_restore && run) {
+        pthread_mutex_unlock(&session->lock);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_HELD, "restore: resolve: a part of its memory cannot be had: it can only be given up");
+        return false;
+    }
+    if (held && !asks_nobody) {
+        session->resolution.pending = true;
+        session->resolution.run = run;
+        session->resolution.fenced = fenced;
+        pthread_cond_broadcast(&session->changed);
+    }
+    pthread_mutex_unlock(&session->lock);
+    if (!held)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "migration: resolve: nothing is held here");
+    else if (asks_nobody)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_HELD, "migration: resolve: a target cannot ask the source; say that it is fenced");
+    return held && !asks_nobody;
 }
 
 bool vmf_session_continue(VmfSession *session, GError **error)
@@ -277,6 +363,10 @@ void vmf_session_shutdown_channels(VmfSession *session)
 
 bool vmf_session_fault(VmfSession *session, const char *point, GError **error)
 {
+    if (session->killed) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_INTERNAL, "fault point: killed");
+        return false;
+    }
     if (!session->parameters.fault || !session->parameters.fault(session->parameters.fault_opaque, point))
         return true;
     VMF_TRACE(fault_point, session, point);
@@ -284,4 +374,22 @@ bool vmf_session_fault(VmfSession *session, const char *point, GError **error)
     vmf_session_shutdown_channels(session);
     g_set_error(error, VMF_ERROR, VMF_ERROR_INTERNAL, "fault point %s", point);
     return false;
+}
+
+static bool around(VmfSession *session, const char *name, const char *when, GError **error)
+{
+    if (!session->parameters.fault)
+        return true;
+    g_autofree char *point = g_strdup_printf("%s.%s", name, when);
+    return vmf_session_fault(session, point, error);
+}
+
+bool vmf_session_due(VmfSession *session, const char *name, GError **error)
+{
+    return around(session, name, "due", error);
+}
+
+bool vmf_session_done(VmfSession *session, const char *name, GError **error)
+{
+    return around(session, name, "done", error);
 }

@@ -47,7 +47,8 @@ static bool check_silence(VmfSource *source, int64_t now, GError **why)
     if (source->begun_ns == 0 || source->format.one_way || !source->ram.save)
         return true;
     uint64_t octets = octets_moved(source);
-    if (octets != source->octets_seen || vmf_flight_unacknowledged_bytes(source->ram.save->flight) == 0) {
+    bool waits = vmf_flight_unacknowledged_bytes(source->ram.save->flight) > 0 || vmf_disk_source_waits(&source->disks);
+    if (octets != source->octets_seen || !waits) {
         source->octets_seen = octets;
         source->octets_seen_ns = now;
     }
@@ -61,7 +62,8 @@ int64_t vmf_source_stop_deadline(const VmfSource *source)
 {
     const VmfSession *session = source->session;
 
-    return source->stopped_ns + (int64_t)(session->downtime_limit_ns + session->parameters.switchover_timeout_ns);
+    return source->stopped_ns + (int64_t)(session->downtime_limit_ns + session->parameters.switchover_timeout_ns) +
+           session->stop_allowance_ns;
 }
 
 bool vmf_source_look(void *opaque, GError **why)
@@ -69,15 +71,16 @@ bool vmf_source_look(void *opaque, GError **why)
     VmfSource *source = opaque;
     int64_t now = vmf_now_ns();
 
+    vmf_disk_source_look(&source->disks, now);
+    /* What passes from now on is not for shutting channels. */
+    if (atomic_load(&source->session->offer) == VMF_OFFER_LEFT)
+        return true;
     /* A cancel is said on the main channel, if that goes at once. */
-    if (vmf_session_is_cancelled(source->session) && !atomic_load(&source->session->offered)) {
+    if (vmf_session_is_cancelled(source->session)) {
         source->cancelled_ns = source->cancelled_ns ? source->cancelled_ns : now;
         if (now - source->cancelled_ns > CANCEL_NS)
             vmf_session_wake(source->session);
         return true;
     }
-    /* From the offer on the session's thread has deadlines of its own, and what passes then is not for shutting channels. */
-    if (atomic_load(&source->session->offered))
-        return true;
     return check_timeout(source, now, why) && check_stop(source, now, why) && check_silence(source, now, why);
 }

@@ -4,7 +4,8 @@
 #define MIGRATION_SOURCE_H
 
 #include "migration/compatibility.h"
-#include "migration/handover.h"
+#include "migration/disk-source.h"
+#include "migration/exchange.h"
 #include "migration/return-path.h"
 #include "migration/watchdog.h"
 
@@ -14,11 +15,47 @@ typedef struct {
     VmfRecordWriter *writer;
 } VmfSourceChannel;
 
+typedef struct VmfSource VmfSource;
+
+/*
+ * Where a guest goes: over a stream (source-stream.c), or into an image (image-save.c). Calls come from the session's thread, in this
+ * order, each at most once but begin_round and gather; close is always the last.
+ */
 typedef struct {
+    /* Ahead of all that follows: who owns RAM, over &source->ram. NULL: vmf_ram_source_handlers(). */
+    const VmfSaveHandlers *(*ram_handlers)(void);
+    /* Likewise, where some are to go along: who owns source->disks. NULL: vmf_disk_source_owner(). */
+    VmfOwner (*disk_owner)(VmfSource *source);
+    /* Reaches it, sets source->format, says what the guest is (static data); source->main.writer is where records go from then on. */
+    bool (*open)(VmfSource *source, GError **error);
+    /* In place of all that follows: would it take the guest? NULL: nobody is there to be asked, and dry_run was refused. */
+    bool (*preflight)(VmfSource *source, GError **error);
+    /* It takes the guest: the ways of its pages are attached to source->ram, if it has RAM. */
+    bool (*attach)(VmfSource *source, GError **error);
+    /* In place of rounds and handover, once the owners are set up. False: the exchange's state says where the guest is. NULL:
+     * vmf_source_precopy(), vmf_source_switchover(). */
+    bool (*proceed)(VmfSource *source, GError **error);
+    /* NULL: rounds need no announcement. */
+    bool (*begin_round)(VmfSource *source, uint64_t pending_bytes, GError **error);
+    /* The guest stands still from now on: the last pass comes. NULL: that makes no difference. */
+    void (*last_pass)(VmfSource *source);
+    /* Pages and sections are sent. False: the exchange's state says where the guest is. */
+    bool (*finish)(VmfSource *source, GError **error);
+    /* Octets and channels. Any thread, under the session's lock, from attach to close. */
+    void (*gather)(const VmfSource *source, VmfStatistics *statistics);
+    /* Whatever was reached; also after a failed open, and when open was not called. Clears source->ram. */
+    void (*close)(VmfSource *source);
+} VmfDestination;
+extern const VmfDestination vmf_destination_stream;
+
+struct VmfSource {
     VmfSession *session;
+    const VmfDestination *destination;
+    void *place; /* the destination's */
     VmfStreamFormat format;
     GArray *owners;
     VmfRamSource ram;
+    VmfDiskSource disks;
     VmfStaticData *static_data;
     VmfSourceChannel main;
     GPtrArray *pages; /* VmfSourceChannel */
@@ -29,7 +66,13 @@ typedef struct {
     uint32_t channels_allowed;
     uint8_t token[VMF_TOKEN_SIZE];
 
-    VmfSourceState state;
+    VmfSourceExchange exchange;
+    VmfSwitchover offer;     /* as it was sent, to compare READY with */
+    bool has_entry;          /* the journal's, of this token */
+    bool question_due;       /* the exchange wants to ask */
+    VmfQuestion question;
+    GError *why;             /* the first reason why the guest does not move */
+    int64_t offered_ns, run_ns;
     VmfWatchdog *watchdog;
     uint64_t octets_seen; /* the watchdog's: when anything got through last */
     int64_t octets_seen_ns;
@@ -41,12 +84,25 @@ typedef struct {
     _Atomic int64_t stopped_ns; /* the stop was asked for */
     _Atomic unsigned throttle_percent; /* in force */
     uint64_t sent_before_round;
-} VmfSource;
+    int64_t round_ns;              /* how long the latest round took to send */
+    bool throttle_is_new;          /* its effect has not been told yet; dirty_before_throttle: what it was measured against */
+    uint64_t dirty_before_throttle;
+};
 
 static inline const VmfGuestOps *vmf_source_guest_ops(const VmfSource *source)
 {
     return vmf_guest_ops(source->session->guest);
 }
+
+/* vmf_source_run() with another destination than a stream. */
+bool vmf_source_run_to(VmfSession *session, const VmfDestination *destination, void *place, GError **error);
+bool vmf_source_random_bytes(void *out, size_t length, GError **error);
+/* Makes source->static_data. */
+void vmf_source_describe(VmfSource *source, uint64_t features, uint32_t page_channels);
+/* Queues image header, machine header and static data on the main channel; sets source->static_sum. */
+bool vmf_source_send_static_data(VmfSource *source, GError **error);
+/* Payload a second, lately: acknowledged, or where nobody acknowledges, taken. 0: not known. Any thread. */
+uint64_t vmf_source_rate(const VmfSource *source);
 
 /* The live rounds, until the policy says stop. */
 bool vmf_source_precopy(VmfSource *source, GError **error);
@@ -56,9 +112,37 @@ void vmf_source_throttle(VmfSource *source, unsigned percent);
 bool vmf_source_pending(VmfSource *source, bool exact, VmfPending *pending, GError **error);
 
 /*
- * From the stop to the end. False: `state` says where the guest is (BACK: here and as it was; HELD: nobody knows).
+ * From the stop to the end. False: the exchange's state says where the guest is (BACK: here and as it was; HELD: nobody knows).
  */
 bool vmf_source_switchover(VmfSource *source, GError **error);
+
+/* Stops the guest, unless it was stopped for this already. */
+bool vmf_source_stop_guest(VmfSource *source, GError **error);
+/* After it: what every owner has left, and the sections. Nothing is limited in its rate from then on. */
+bool vmf_source_send_the_rest(VmfSource *source, GError **error);
+bool vmf_source_finish_stream(VmfSource *source, GError **error);
+/* A failure after the stop, and before anybody else may have the guest: it goes on here, if it did. Returns false. */
+bool vmf_source_fail_stopped(VmfSource *source);
+void vmf_source_set_verified(VmfSource *source, VmfVerified verified);
+
+/* ---- source-handover.c: the exchange over this session's channels, guest and journal ---------------------------------------- */
+
+void vmf_source_handover_init(VmfSource *source);
+void vmf_source_handover_clear(VmfSource *source);
+/* Writes the offer down, while the guest still runs. */
+bool vmf_source_promise(VmfSource *source, GError **error);
+/* From SWITCHOVER until the guest is the target's (true), or this side's, or left held. */
+bool vmf_source_hand_over(VmfSource *source, GError **error);
+/* What SWITCHOVER says, but for the RAM blocks. */
+void vmf_source_fill_switchover(const VmfSource *source, VmfSwitchover *message);
+bool vmf_source_send_switchover(VmfSource *source, VmfSwitchover *message, GError **error);
+bool vmf_source_check_token(const VmfSource *source, uint32_t type, const uint8_t token[VMF_TOKEN_SIZE], GError **error);
+/* Hashes memory again, until *@cancel (NULL: to the end). *@difference: what is not what was sent, in words (owned by the caller);
+ * NULL: nothing. */
+bool vmf_source_audit(VmfSource *source, const _Atomic bool *cancel, char **difference, GError **error);
+
+void vmf_source_note_ns(VmfSource *source, size_t offset, uint64_t ns);
+#define VMF_NOTE_NS(source, member, ns) vmf_source_note_ns(source, offsetof(VmfStatistics, member), ns)
 
 /* For the watchdog: whether every limit is kept. */
 bool vmf_source_look(void *source, GError **why);

@@ -2,10 +2,12 @@
 /*
  * Words, and the table of transitions.
  *
- * A session is one migration, so the final statuses have no way out. Three rows carry a decision:
+ * A session is one migration, so the final statuses have no way out. Four rows carry a decision:
  *  - setup may end in completed: a preflight is a whole migration that moves nothing.
  *  - device may not return to active: a source that takes the guest back has failed or was cancelled, it does not try
  * again by itself.
+ *  - postcopy-active comes after device: the guest runs, and what of its memory it has not asked for is still on its
+ * way.
  *  - cancelling may end in failed (the guest could not be started again) but never in completed: a cancel that comes
  * after RUN is too late, and the session stays in device.
  */
@@ -22,7 +24,9 @@ static const unsigned may_follow[] = {
     [VMF_STATUS_ACTIVE] =
         BIT(VMF_STATUS_PRE_SWITCHOVER) | BIT(VMF_STATUS_DEVICE) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
     [VMF_STATUS_PRE_SWITCHOVER] = BIT(VMF_STATUS_DEVICE) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
-    [VMF_STATUS_DEVICE] = BIT(VMF_STATUS_COMPLETED) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
+    [VMF_STATUS_DEVICE] =
+        BIT(VMF_STATUS_POSTCOPY_ACTIVE) | BIT(VMF_STATUS_COMPLETED) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
+    [VMF_STATUS_POSTCOPY_ACTIVE] = BIT(VMF_STATUS_COMPLETED) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
     [VMF_STATUS_COMPLETED] = 0,
     [VMF_STATUS_FAILED] = 0,
     [VMF_STATUS_CANCELLING] = BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLED),

@@ -5,20 +5,17 @@
  */
 #include <vmferry/error.h>
 
-#include "migration/handover.h"
-#include "migration/incoming.h"
+#include "migration/target.h"
 #include "ram/block.h"
-#include "ram/receiver.h"
 #include "stream/channel.h"
 #include "stream/clock.h"
 
 #define LAST_PAGES_NS (10 * VMF_NS_PER_S) /* from SWITCHOVER until every page channel has ended */
 #define FAREWELL_NS (2 * VMF_NS_PER_S)    /* for the source to read why, and to close */
-#define GAP_NS (2 * VMF_NS_PER_S)
 #define FIRST_EPOCH 1
 
 typedef struct {
-    struct Target *target;
+    VmfTarget *target;
     VmfChannel *channel;
     VmfRecordReader *reader;
     VmfRecordWriter *writer;
@@ -27,25 +24,6 @@ typedef struct {
     bool done; /* under the session's lock */
 } PageChannel;
 
-typedef struct Target {
-    VmfSession *session;
-    GArray *owners;
-    VmfStaticData *ours;
-    VmfReception *reception;
-    VmfIncoming *incoming;
-    XXH3_state_t *device_sum;
-    VmfRamLoad *ram;      /* NULL: the guest has none */
-    VmfReceiver inline_receiver; /* pages on the main channel */
-    bool inline_pages;
-    bool announced;       /* PAGE_CHANNELS came */
-    VmfPageChannels page_channels;
-    GPtrArray *pages;     /* PageChannel; under the session's lock */
-    GError *page_error;   /* the first of any of them; likewise */
-    int64_t deadline_ns;  /* when the main channel is shut down by the tick; 0: never; likewise */
-    uint8_t token[VMF_TOKEN_SIZE];
-    VmfTargetState state;
-    int64_t begun_ns;
-} Target;
 
 /* ---- page channels --------------------------------------------------------------------------------------------------------- */
 
@@ -63,7 +41,7 @@ static void page_channel_free(void *p)
 }
 
 /* The source is told by the first who fails; it closes, and the main channel's reader finds the error here. */
-static void page_failed(Target *target, unsigned channel, GError *error)
+static void page_failed(VmfTarget *target, unsigned channel, GError *error)
 {
     g_prefix_error(&error, "page channel %u: ", channel);
     pthread_mutex_lock(&target->session->lock);
@@ -93,9 +71,9 @@ static void *page_main(void *opaque)
     return NULL;
 }
 
-static bool is_expected(const Target *target, const VmfPreamble *preamble)
+static bool is_expected(const VmfTarget *target, const VmfPreamble *preamble)
 {
-    if (!target->announced || preamble->epoch != target->page_channels.epoch ||
+    if (target->over || !target->announced || preamble->epoch != target->page_channels.epoch ||
         preamble->channel >= target->page_channels.count ||
         memcmp(preamble->session, target->page_channels.session, sizeof(preamble->session)) != 0)
         return false;
@@ -105,35 +83,45 @@ static bool is_expected(const Target *target, const VmfPreamble *preamble)
     return true;
 }
 
+/* False: there is no thread for it, and @channel is the caller's still. */
+static bool start_page_channel_locked(VmfTarget *target, VmfChannel *channel, const VmfPreamble *preamble)
+{
+    PageChannel *page = g_new0(PageChannel, 1);
+
+    page->target = target;
+    page->channel = channel;
+    page->reader = vmf_record_reader_new(channel, target->incoming->format);
+    page->writer = vmf_record_writer_new(channel, target->incoming->format);
+    vmf_receiver_init(&page->receiver, target->ram, page->reader, page->writer, preamble->channel, preamble->epoch);
+    if (pthread_create(&page->thread, NULL, page_main, page) != 0) {
+        vmf_receiver_clear(&page->receiver);
+        vmf_record_reader_free(page->reader);
+        vmf_record_writer_free(page->writer);
+        g_free(page);
+        return false;
+    }
+    g_ptr_array_add(target->session->channels, channel);
+    g_ptr_array_add(target->pages, page);
+    return true;
+}
+
 /* A caller's thread brings a channel. The source may be quicker than the main channel's reader: then it waits for the announcement. */
 static bool join_page_channel(void *opaque, VmfChannel *channel, const VmfPreamble *preamble)
 {
-    Target *target = opaque;
+    VmfTarget *target = opaque;
     VmfSession *session = target->session;
     int64_t deadline = vmf_now_ns() + VMF_NS_PER_S;
 
     pthread_mutex_lock(&session->lock);
-    while (!target->announced && !vmf_session_is_cancelled(session) && vmf_session_wait_locked(session, deadline))
+    while (!target->announced && !target->over && !vmf_session_is_cancelled(session) && vmf_session_wait_locked(session, deadline))
         ;
-    bool expected = is_expected(target, preamble);
-    if (expected) {
-        PageChannel *page = g_new0(PageChannel, 1);
-        page->target = target;
-        page->channel = channel;
-        page->reader = vmf_record_reader_new(channel, target->incoming->format);
-        page->writer = vmf_record_writer_new(channel, target->incoming->format);
-        vmf_receiver_init(&page->receiver, target->ram, page->reader, page->writer, preamble->channel, preamble->epoch);
-        g_ptr_array_add(session->channels, channel);
-        g_ptr_array_add(target->pages, page);
-        if (pthread_create(&page->thread, NULL, page_main, page) != 0)
-            g_error("page channel: no thread");
-    }
+    bool joined = is_expected(target, preamble) && start_page_channel_locked(target, channel, preamble);
     pthread_mutex_unlock(&session->lock);
-    return expected;
+    return joined;
 }
 
 /* Waits until every page channel has ended. */
-static bool join_all(Target *target, GError **error)
+static bool join_all(VmfTarget *target, GError **error)
 {
     VmfSession *session = target->session;
     int64_t deadline = vmf_now_ns() + LAST_PAGES_NS;
@@ -163,7 +151,7 @@ static bool join_all(Target *target, GError **error)
 
 /* ---- loading --------------------------------------------------------------------------------------------------------------- */
 
-static bool set_up_ram(Target *target, GError **error)
+static bool set_up_ram(VmfTarget *target, GError **error)
 {
     VmfGuest *guest = target->session->guest;
     unsigned n = vmf_guest_n_ram(guest);
@@ -177,25 +165,7 @@ static bool set_up_ram(Target *target, GError **error)
     return target->ram != NULL;
 }
 
-static bool set_up_owners(Target *target, GError **error)
-{
-    for (guint i = 0; i < target->owners->len; i++) {
-        VmfOwner *owner = vmf_owner(target->owners, i);
-        owner->begun = true;
-        vmf_device_owner_set_swap(owner, target->incoming->format.swap);
-        if (owner->handlers->load_setup && !owner->handlers->load_setup(owner->opaque, error))
-            return false;
-    }
-    for (guint i = 0; i < target->owners->len; i++) {
-        VmfOwner *owner = vmf_owner(target->owners, i);
-        if (owner->handlers->static_data_done &&
-            !owner->handlers->static_data_done(owner->opaque, target->incoming->missing, error))
-            return false;
-    }
-    return true;
-}
-
-static bool take_page_channels(Target *target, const VmfRecord *record, GError **error)
+static bool take_page_channels(VmfTarget *target, const VmfRecord *record, GError **error)
 {
     VmfSession *session = target->session;
     VmfPageChannels message;
@@ -222,47 +192,7 @@ static bool take_page_channels(Target *target, const VmfRecord *record, GError *
     return true;
 }
 
-/* Sections are numbered by the stream's list; the check of the static data made sure that each has an owner. */
-static VmfOwner *owner_of(Target *target, uint32_t id)
-{
-    const GArray *sections = target->incoming->static_data->sections;
-
-    if (id >= sections->len)
-        return NULL;
-    const VmfStaticSection *section = &g_array_index(sections, VmfStaticSection, id);
-    for (guint i = 0; i < target->owners->len; i++) {
-        VmfOwner *owner = vmf_owner(target->owners, i);
-        if (owner->instance == section->instance && strcmp(owner->name, section->name) == 0)
-            return owner;
-    }
-    return NULL;
-}
-
-static bool take_section(Target *target, const VmfRecord *record, GError **error)
-{
-    VmfSection section;
-
-    if (!vmf_section_decode(record, target->incoming->format.swap, &section, error))
-        return false;
-    VmfOwner *owner = owner_of(target, section.id);
-    if (!owner || owner->complete || section.part != owner->parts) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_SECTION, "record SECTION: id %u, part %u: %s", section.id, section.part,
-                    owner ? "out of order" : "not in the list");
-        return false;
-    }
-    bool last = section.flags & VMF_SECTION_LAST;
-    XXH3_64bits_update(target->device_sum, record->body, record->checked);
-    owner->parts++;
-    owner->complete = last;
-    if (!owner->handlers->load_state)
-        return true;
-    if (owner->handlers->load_state(owner->opaque, owner->stream_version, section.content, section.length, last, error))
-        return true;
-    g_prefix_error(error, "section %s %u: ", owner->name, owner->instance);
-    return false;
-}
-
-static bool take_round(Target *target, const VmfRecord *record, GError **error)
+static bool take_round(VmfTarget *target, const VmfRecord *record, GError **error)
 {
     VmfUnpack unpack = vmf_unpack_begin(record->body, record->checked, target->incoming->format.swap);
     uint32_t round = vmf_unpack_u32(&unpack);
@@ -280,7 +210,7 @@ static bool take_round(Target *target, const VmfRecord *record, GError **error)
     return true;
 }
 
-static bool take_ping(Target *target, const VmfRecord *record, GError **error)
+static bool take_ping(VmfTarget *target, const VmfRecord *record, GError **error)
 {
     uint64_t cookie;
 
@@ -294,13 +224,29 @@ static bool aborted(GError **error)
     return false;
 }
 
-static bool take_record(Target *target, const VmfRecord *record, GError **error)
+static void set_must_send(VmfTarget *target, bool must)
+{
+    pthread_mutex_lock(&target->session->lock);
+    target->heard_ns = must ? vmf_now_ns() : 0;
+    pthread_mutex_unlock(&target->session->lock);
+}
+
+/* It may take its time, in which nothing is read: what the source sends meanwhile is not missed. */
+static bool take_own_record(VmfTarget *target, const VmfRecord *record, bool *taken, GError **error)
+{
+    set_must_send(target, false);
+    bool good = vmf_owners_take(target->owners, target->incoming->reader, record, taken, error);
+    set_must_send(target, target->incoming->writer);
+    return good;
+}
+
+static bool take_record(VmfTarget *target, const VmfRecord *record, GError **error)
 {
     switch (record->type) {
     case VMF_RECORD_PAGE_CHANNELS:
         return take_page_channels(target, record, error);
     case VMF_RECORD_SECTION:
-        return take_section(target, record, error);
+        return vmf_section_load_take(&target->sections, record, error);
     case VMF_RECORD_ROUND:
         return take_round(target, record, error);
     case VMF_RECORD_PING:
@@ -320,6 +266,11 @@ static bool take_record(Target *target, const VmfRecord *record, GError **error)
             return vmf_receiver_take(&target->inline_receiver, record, error);
         break;
     }
+    bool taken;
+    if (!take_own_record(target, record, &taken, error))
+        return false;
+    if (taken)
+        return true;
     if (vmf_static_data_is_static(record->type)) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_STATIC_LATE, "record 0x%x: static data after its end", record->type);
         return false;
@@ -329,7 +280,7 @@ static bool take_record(Target *target, const VmfRecord *record, GError **error)
 }
 
 /* A channel that breaks because a page channel did says less than that one's error. */
-static bool explain(Target *target, GError **error)
+static bool explain(VmfTarget *target, GError **error)
 {
     pthread_mutex_lock(&target->session->lock);
     GError *first = target->page_error ? g_error_copy(target->page_error) : NULL;
@@ -345,7 +296,7 @@ static bool explain(Target *target, GError **error)
 }
 
 /* The next record that is not to be skipped. */
-static bool next_record(Target *target, VmfRecord *record, GError **error)
+bool vmf_target_next_record(VmfTarget *target, VmfRecord *record, GError **error)
 {
     VmfRecordReader *reader = target->incoming->reader;
     bool skip = true;
@@ -361,32 +312,42 @@ static bool next_record(Target *target, VmfRecord *record, GError **error)
 }
 
 /* Everything up to SWITCHOVER, which is left in @record. */
-static bool load(Target *target, VmfRecord *record, GError **error)
+static bool load(VmfTarget *target, VmfRecord *record, GError **error)
 {
     *record = target->incoming->first;
     while (record->type != VMF_RECORD_SWITCHOVER)
-        if (!take_record(target, record, error) || !next_record(target, record, error))
+        if (!take_record(target, record, error) || !vmf_target_next_record(target, record, error))
             return false;
     return true;
 }
 
 /* ---- handover -------------------------------------------------------------------------------------------------------------- */
 
-static bool check_sections(Target *target, GError **error)
+static bool all_arrived(VmfTarget *target, GError **error)
 {
     for (guint i = 0; i < target->owners->len; i++) {
         const VmfOwner *owner = vmf_owner(target->owners, i);
-        if (owner->complete || !owner->has_section)
-            continue;
-        g_set_error(error, VMF_ERROR, VMF_ERROR_SECTION, "section %s %u: not complete at SWITCHOVER", owner->name, owner->instance);
-        return false;
+        if (owner->records && owner->records->arrived && !owner->records->arrived(owner->opaque, error))
+            return false;
     }
-    return true;
+    return vmf_session_fault(target->session, "target.arrived", error);
 }
 
-static bool check_switchover(Target *target, const VmfSwitchover *message, GError **error)
+/* Ahead of the owners' cleanup. Who was killed puts nothing right. */
+static void tell_owners(VmfTarget *target, bool ours)
 {
-    if (!join_all(target, error) || !check_sections(target, error))
+    bool known = ours || (!vmf_target_exchange_is_held(&target->exchange) && !target->session->killed);
+
+    for (guint i = 0; i < target->owners->len; i++) {
+        const VmfOwner *owner = vmf_owner(target->owners, i);
+        if (owner->records && owner->records->settled)
+            owner->records->settled(owner->opaque, ours, known);
+    }
+}
+
+static bool check_switchover(VmfTarget *target, const VmfSwitchover *message, GError **error)
+{
+    if (!join_all(target, error) || !vmf_section_load_check_complete(&target->sections, error))
         return false;
     if (target->ram && !vmf_ram_load_check(target->ram, message, error))
         return false;
@@ -394,66 +355,14 @@ static bool check_switchover(Target *target, const VmfSwitchover *message, GErro
         g_set_error(error, VMF_ERROR, VMF_ERROR_STATIC_SUM, "static data: sum differs from the source's");
         return false;
     }
-    if (message->device_sum != XXH3_64bits_digest(target->device_sum)) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_DEVICE_SUM, "device state: sum differs from the source's");
+    if (!vmf_section_load_check_sum(&target->sections, message->device_sum, error))
         return false;
-    }
-    return !(message->flags & VMF_SWITCHOVER_AUDIT) || !target->ram || vmf_ram_load_audit(target->ram, &target->session->cancelled, error);
+    if (message->flags & VMF_SWITCHOVER_AUDIT && target->ram && !vmf_ram_load_audit(target->ram, &target->session->cancelled, error))
+        return false;
+    return all_arrived(target, error);
 }
 
-static bool send_ready(Target *target, const VmfSwitchover *message, GError **error)
-{
-    VmfReady ready = {
-        .flags = message->flags & VMF_SWITCHOVER_AUDIT ? VMF_READY_AUDITED : 0,
-        .static_sum = target->incoming->static_sum,
-        .device_sum = XXH3_64bits_digest(target->device_sum),
-        .n_blocks = target->ram ? target->ram->n_blocks : 0,
-    };
-
-    memcpy(ready.token, target->token, sizeof(ready.token));
-    ready.sums = g_new0(uint64_t, ready.n_blocks + 1);
-    for (unsigned b = 0; b < ready.n_blocks; b++)
-        ready.sums[b] = vmf_digest_table_total(target->ram->blocks[b].digests);
-    bool sent = vmf_ready_send(target->incoming->writer, &ready, error);
-    vmf_ready_clear(&ready);
-    return sent;
-}
-
-static bool start_guest(Target *target, bool run, GError **error)
-{
-    const VmfGuestOps *ops = vmf_guest_ops(target->session->guest);
-
-    return !run || ops->start(vmf_guest_opaque(target->session->guest), error);
-}
-
-/* Waits for the source's decision: RUN or ABORT of our token. */
-static bool await_decision(Target *target, VmfTargetEvent *event, GError **error)
-{
-    uint8_t token[VMF_TOKEN_SIZE];
-    VmfRecord record;
-
-    *event = VMF_TARGET_EV_LOST;
-    do {
-        if (!next_record(target, &record, error))
-            return false;
-    } while (record.type == VMF_RECORD_PING && take_ping(target, &record, error));
-    if (*error)
-        return false;
-    if (record.type != VMF_RECORD_RUN && record.type != VMF_RECORD_ABORT) {
-        vmf_record_set_order_error(error, record.type, "after SWITCHOVER");
-        return false;
-    }
-    if (!vmf_token_decode(&record, token, error))
-        return false;
-    if (memcmp(token, target->token, sizeof(token)) != 0) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record %s: of another token", vmf_record_name(record.type));
-        return false;
-    }
-    *event = record.type == VMF_RECORD_RUN ? VMF_TARGET_EV_RUN : VMF_TARGET_EV_ABORT;
-    return true;
-}
-
-static void note_running(Target *target)
+void vmf_target_note_running(VmfTarget *target)
 {
     pthread_mutex_lock(&target->session->lock);
     target->session->statistics.total_ns = (uint64_t)(vmf_now_ns() - target->begun_ns);
@@ -463,127 +372,86 @@ static void note_running(Target *target)
     vmf_session_set_status(target->session, VMF_STATUS_COMPLETED);
 }
 
-/* Whether the source hears of it does not matter any more: the guest runs here. */
-static void report(Target *target, bool run)
+/* A file or a pipe: nobody to answer, the checks decide. */
+static bool finish_one_way(VmfTarget *target, GError **error)
 {
     const VmfGuestOps *ops = vmf_guest_ops(target->session->guest);
-    VmfReport report = {.gap_known = false};
+    void *guest = vmf_guest_opaque(target->session->guest);
     VmfRecord record;
 
-    memcpy(report.token, target->token, sizeof(report.token));
-    if (run && ops->guest_gap)
-        report.gap_known = ops->guest_gap(vmf_guest_opaque(target->session->guest), GAP_NS, &report.guest_gap_ns);
-    pthread_mutex_lock(&target->session->lock);
-    target->session->statistics.guest_gap_known = report.gap_known;
-    target->session->statistics.guest_gap_ns = report.guest_gap_ns;
-    target->deadline_ns = vmf_now_ns() + FAREWELL_NS;
-    pthread_mutex_unlock(&target->session->lock);
-    if (run && target->incoming->features & VMF_FEATURE_REPORT && !vmf_report_send(target->incoming->writer, &report, NULL))
-        return;
-    /* Until END, or the end of the channel, or the farewell's deadline: closing earlier might cut off what we said. */
-    while (vmf_record_read(target->incoming->reader, &record, NULL) && record.type != VMF_RECORD_END &&
-           target->incoming->reader->payload_left == 0)
-        if (record.type == VMF_RECORD_QUERY)
-            vmf_token_send(target->incoming->writer, VMF_RECORD_RUNNING, target->token, NULL);
-}
-
-static bool hold(GError **error)
-{
-    g_prefix_error(error, "handover: READY was sent and the source's decision did not come, the guest is held here, stopped: ");
-    (*error)->domain = VMF_ERROR;
-    (*error)->code = VMF_ERROR_HELD;
-    return false;
-}
-
-static bool commit(Target *target, bool run, GError **error)
-{
-    GError *why = NULL;
-    VmfTargetEvent event;
-
-    await_decision(target, &event, error);
-    if (event == VMF_TARGET_EV_RUN && !vmf_session_fault(target->session, "target.run.due", error))
-        return false;
-    if (event == VMF_TARGET_EV_RUN && !start_guest(target, run, &why))
-        event = VMF_TARGET_EV_RUN_BAD;
-    switch (vmf_handover_target_step(&target->state, event)) {
-    case VMF_TARGET_DO_START:
-        note_running(target);
-        if (!vmf_session_fault(target->session, "target.running.due", NULL))
-            return true;
-        vmf_token_send(target->incoming->writer, VMF_RECORD_RUNNING, target->token, NULL);
-        report(target, run);
-        return true;
-    case VMF_TARGET_DO_SEND_NEVER:
-        vmf_complaint_send(target->incoming->writer, VMF_RECORD_NEVER, target->token, why, NULL);
-        g_propagate_prefixed_error(error, why, "guest: start: ");
-        return false;
-    case VMF_TARGET_DO_HOLD:
-        return hold(error);
-    default:
-        g_clear_error(&why);
-        return event == VMF_TARGET_EV_ABORT ? aborted(error) : false;
-    }
-}
-
-/* A file or a pipe: nobody to answer, the checks decide. */
-static bool finish_one_way(Target *target, bool run, GError **error)
-{
-    VmfRecord record;
-
-    if (!next_record(target, &record, error))
+    if (!vmf_target_next_record(target, &record, error))
         return false;
     if (record.type != VMF_RECORD_END || !vmf_empty_check(&record, NULL)) {
         vmf_record_set_order_error(error, record.type, "where END has to");
         return false;
     }
-    vmf_handover_target_step(&target->state, VMF_TARGET_EV_GOOD);
-    if (!start_guest(target, run, error)) {
-        vmf_handover_target_step(&target->state, VMF_TARGET_EV_RUN_BAD);
+    if (ops->storage_acquire && !ops->storage_acquire(guest, error))
+        return false;
+    if (target->run && !ops->start(guest, error)) {
+        if (ops->storage_release)
+            ops->storage_release(guest, NULL);
         return false;
     }
-    vmf_handover_target_step(&target->state, VMF_TARGET_EV_RUN);
-    note_running(target);
+    target->one_way_done = true;
+    vmf_target_note_running(target);
     return true;
 }
 
-static bool hand_over(Target *target, const VmfRecord *record, GError **error)
+static bool hand_over(VmfTarget *target, const VmfRecord *record, GError **error)
 {
-    VmfSwitchover message;
-    GError *why = NULL;
+    g_autoptr(GError) why = NULL;
 
     vmf_session_set_status(target->session, VMF_STATUS_DEVICE);
-    if (!vmf_switchover_decode(record, target->incoming->format.swap, target->ram ? target->ram->n_blocks : 0, &message, error))
+    if (!vmf_switchover_decode(record, target->incoming->format.swap, target->ram ? target->ram->n_blocks : 0, &target->offer, error))
         return false;
-    memcpy(target->token, message.token, sizeof(target->token));
-    bool run = message.flags & VMF_SWITCHOVER_RUN;
-    bool good = check_switchover(target, &message, &why);
-    if (good && target->incoming->writer) {
-        vmf_handover_target_step(&target->state, VMF_TARGET_EV_GOOD);
-        good = vmf_session_fault(target->session, "target.ready.due", error);
-        if (good) {
-            send_ready(target, &message, NULL);
-            good = vmf_session_fault(target->session, "target.ready.sent", error) && commit(target, run, error);
-        }
-    } else if (good) {
-        good = finish_one_way(target, run, error);
-    } else {
-        vmf_handover_target_step(&target->state, VMF_TARGET_EV_BAD);
-        if (target->incoming->writer)
-            vmf_complaint_send(target->incoming->writer, VMF_RECORD_REFUSED, target->token, why, NULL);
-        g_propagate_error(error, why);
-    }
-    vmf_switchover_clear(&message);
-    return good;
+    target->run = target->offer.flags & VMF_SWITCHOVER_RUN;
+    bool good = check_switchover(target, &target->offer, &why);
+    if (target->incoming->writer)
+        return vmf_target_hand_over(target, why, error);
+    if (!good)
+        g_propagate_error(error, g_steal_pointer(&why));
+    return good && finish_one_way(target, error);
 }
 
 /* ---- the whole ------------------------------------------------------------------------------------------------------------- */
 
+static uint64_t count_records_locked(const VmfTarget *target)
+{
+    uint64_t n = target->incoming->reader->n_records;
+
+    for (guint i = 0; i < target->pages->len; i++)
+        n += ((PageChannel *)g_ptr_array_index(target->pages, i))->reader->n_records;
+    return n;
+}
+
+/* An accepted source that says nothing would keep everybody else out for ever: it is given up, as if it had failed. */
+static void look_for_life_locked(VmfTarget *target)
+{
+    VmfSession *session = target->session;
+    int64_t now = vmf_now_ns();
+
+    if (!target->heard_ns)
+        return;
+    uint64_t n = count_records_locked(target);
+    if (n != target->n_heard)
+        target->heard_ns = now;
+    target->n_heard = n;
+    if (now - target->heard_ns <= session->silence_ns || target->page_error)
+        return;
+    g_set_error(&target->page_error, VMF_ERROR, VMF_ERROR_TIMEOUT, "source: has sent nothing for %.3g s",
+                (double)session->silence_ns / VMF_NS_PER_S);
+    for (guint i = 0; i < session->channels->len; i++)
+        vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
+    pthread_cond_broadcast(&session->changed);
+}
+
 static void tick(void *opaque)
 {
-    Target *target = opaque;
+    VmfTarget *target = opaque;
     VmfSession *session = target->session;
 
     pthread_mutex_lock(&session->lock);
+    look_for_life_locked(target);
     if (target->deadline_ns && vmf_now_ns() > target->deadline_ns)
         for (guint i = 0; i < session->channels->len; i++)
             vmf_channel_shutdown(g_ptr_array_index(session->channels, i));
@@ -592,7 +460,7 @@ static void tick(void *opaque)
 
 static void gather(void *opaque, VmfStatistics *statistics)
 {
-    Target *target = opaque;
+    VmfTarget *target = opaque;
     uint64_t received = 0;
 
     statistics->n_channels = target->pages->len;
@@ -607,9 +475,10 @@ static void gather(void *opaque, VmfStatistics *statistics)
         statistics->pages_data = target->ram->pages_data;
         statistics->pages_zero = target->ram->pages_zero;
     }
+    vmf_disk_target_gather(target->disks, statistics);
 }
 
-static void show_statistics(Target *target, bool show)
+static void show_statistics(VmfTarget *target, bool show)
 {
     VmfSession *session = target->session;
     uint64_t total = 0;
@@ -626,9 +495,9 @@ static void show_statistics(Target *target, bool show)
 }
 
 /* Says why to a source that can still hear it. */
-static void tell_failure(Target *target, const GError *why)
+static void tell_failure(VmfTarget *target, const GError *why)
 {
-    if (target->session->killed || !target->incoming->writer || target->state != VMF_TARGET_LOADING ||
+    if (target->session->killed || !target->incoming->writer || target->exchange.state != VMF_TARGET_LOADING ||
         vmf_session_is_cancelled(target->session))
         return;
     pthread_mutex_lock(&target->session->lock);
@@ -647,7 +516,7 @@ static void tell_failure(Target *target, const GError *why)
 }
 
 /* Each host is told what the other is called, for what they say to people. */
-static bool exchange_host_names(Target *target, GError **error)
+static bool exchange_host_names(VmfTarget *target, GError **error)
 {
     const char *own = target->session->host_name, *theirs = target->incoming->static_data->host;
 
@@ -655,27 +524,46 @@ static bool exchange_host_names(Target *target, GError **error)
     return !target->incoming->writer || !*own || vmf_target_host_send(target->incoming->writer, own, error);
 }
 
-static bool receive(Target *target, GError **error)
+/* The source writes down whose word will count, ahead of the stop. */
+static bool name_state_directory(VmfTarget *target, GError **error)
+{
+    VmfJournal *journal = target->session->parameters.journal;
+    uint8_t id[16];
+
+    if (!journal || !target->incoming->writer)
+        return true;
+    vmf_journal_id(journal, id);
+    return vmf_target_state_send(target->incoming->writer, id, error);
+}
+
+static bool receive(VmfTarget *target, GError **error)
 {
     VmfRecord record;
 
     vmf_session_add_channel(target->session, target->incoming->channel);
     target->begun_ns = vmf_now_ns();
-    if (!exchange_host_names(target, error) || !set_up_ram(target, error) || !set_up_owners(target, error))
+    vmf_disk_target_begin(target->disks, target->incoming->static_data, target->incoming->format.swap, target->incoming->writer);
+    if (!exchange_host_names(target, error) || !name_state_directory(target, error) || !set_up_ram(target, error) ||
+        !vmf_section_load_begin(&target->sections, target->incoming->static_data, target->incoming->format.swap,
+                                target->incoming->missing, error))
         return false;
     show_statistics(target, true);
     vmf_session_set_status(target->session, VMF_STATUS_ACTIVE);
-    return vmf_session_fault(target->session, "target.accepted", error) && load(target, &record, error) &&
-           vmf_session_fault(target->session, "target.loaded", error) && hand_over(target, &record, error);
+    set_must_send(target, target->incoming->writer); /* a pipe may be slow to come */
+    bool loaded = vmf_session_fault(target->session, "target.accepted", error) && load(target, &record, error);
+    set_must_send(target, false);
+    return loaded && vmf_session_fault(target->session, "target.loaded", error) && hand_over(target, &record, error);
 }
 
-static bool wait_and_receive(Target *target, GError **error)
+static bool wait_and_receive(VmfTarget *target, GError **error)
 {
     VmfReceptionConfig config = {
         .session = target->session,
         .ours = target->ours,
         .owners = target->owners,
         .page_channel = join_page_channel,
+        .question = vmf_target_question,
+        .answered = vmf_target_answered,
         .tick = tick,
         .opaque = target,
     };
@@ -694,20 +582,25 @@ static bool wait_and_receive(Target *target, GError **error)
     return false;
 }
 
-static void clean_up(Target *target, bool done)
+static void set_over(VmfTarget *target)
 {
+    pthread_mutex_lock(&target->session->lock);
+    target->over = true;
+    pthread_cond_broadcast(&target->session->changed);
+    pthread_mutex_unlock(&target->session->lock);
+}
+
+static void clean_up(VmfTarget *target, bool done)
+{
+    set_over(target);
     show_statistics(target, false);
     vmf_session_shutdown_channels(target->session);
     g_clear_pointer(&target->reception, vmf_reception_free);
-    /* Once more: a page channel may have joined in between, and nobody else would ever wake its thread. */
-    vmf_session_shutdown_channels(target->session);
     g_ptr_array_unref(target->pages);
-    for (guint i = 0; i < target->owners->len; i++) {
-        VmfOwner *owner = vmf_owner(target->owners, i);
-        if (owner->begun && owner->handlers->load_cleanup)
-            owner->handlers->load_cleanup(owner->opaque);
-    }
-    if (!done && target->ram && target->state != VMF_TARGET_HOLD)
+    tell_owners(target, done);
+    vmf_section_load_clear(&target->sections);
+    vmf_disk_target_free(target->disks);
+    if (!done && target->ram && !vmf_target_exchange_is_held(&target->exchange))
         vmf_ram_load_discard(target->ram);
     vmf_receiver_clear(&target->inline_receiver);
     vmf_ram_load_free(target->ram);
@@ -716,15 +609,15 @@ static void clean_up(Target *target, bool done)
     vmf_incoming_free(target->incoming);
     vmf_owners_free(target->owners);
     vmf_static_data_free(target->ours);
-    XXH3_freeState(target->device_sum);
+    vmf_target_handover_clear(target);
     g_clear_error(&target->page_error);
 }
 
-static void settle(Target *target, bool done, const GError *error)
+static void settle(VmfTarget *target, bool done, const GError *error)
 {
     VmfSession *session = target->session;
 
-    if (target->state == VMF_TARGET_HOLD) {
+    if (vmf_target_exchange_is_held(&target->exchange)) {
         pthread_mutex_lock(&session->lock);
         session->statistics.outcome = VMF_OUTCOME_HELD;
         pthread_mutex_unlock(&session->lock);
@@ -740,17 +633,20 @@ static void settle(Target *target, bool done, const GError *error)
 
 bool vmf_target_run(VmfSession *session, GError **error)
 {
-    g_autofree Target *target = g_new0(Target, 1);
+    g_autofree VmfTarget *target = g_new0(VmfTarget, 1);
     GError *why = NULL;
 
     target->session = session;
     target->pages = g_ptr_array_new_with_free_func(page_channel_free);
-    target->device_sum = XXH3_createState();
-    XXH3_64bits_reset(target->device_sum);
+    vmf_target_handover_init(target);
     bool has_ram = vmf_guest_n_ram(session->guest) > 0;
     /* RAM's pages have records of their own, so there is nothing for a handler to load. */
     static const VmfSaveHandlers ram_handlers = {.size = sizeof(VmfSaveHandlers)};
     target->owners = vmf_owners_new(session->guest, &ram_handlers, has_ram ? target : NULL, false);
+    target->disks = vmf_disk_target_new(session);
+    VmfOwner of_disks = vmf_disk_target_owner(target->disks);
+    vmf_owners_add(target->owners, &of_disks);
+    vmf_section_load_init(&target->sections, target->owners);
     target->ours = vmf_static_data_of(session->guest, target->owners);
     vmf_session_set_status(session, VMF_STATUS_SETUP);
     bool done = vmf_guest_check(session->guest, &why) && wait_and_receive(target, &why);

@@ -195,7 +195,10 @@ static void test_faults_of_properties(void **state)
                  {long_key, "x", "key"},
                  {"\xff", "x", "key"},
                  {"k", long_value, "value"},
-                 {"k", "\xff", "value"}};
+                 {"k", "\xff", "value"},
+                 {"k\n", "x", "key"},
+                 {"k", "\x1b[2J", "value"},
+                 {"k", "\x7f", "value"}};
 
     for (unsigned i = 0; i < G_N_ELEMENTS(cases); i++) {
         g_autoptr(VmfGuest) guest = new_guest();
@@ -319,6 +322,58 @@ static void test_too_many_entries(void **state)
     assert_not_added(guest, "one-more", 0, "1024");
 }
 
+static uint64_t disk_size(void *opaque)
+{
+    return 4096;
+}
+
+static char *disk_text(void *opaque, GError **error)
+{
+    return g_strdup(opaque);
+}
+
+static void assert_no_disk(VmfGuest *guest, const char *name, const VmfDiskOps *disk_ops, const char *words)
+{
+    unsigned n = vmf_guest_n_disks(guest);
+    g_autoptr(GError) error = NULL;
+
+    assert_false(vmf_guest_add_disk(guest, name, disk_ops, NULL, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_USAGE));
+    assert_non_null(strstr(error->message, words));
+    assert_int_equal(vmf_guest_n_disks(guest), n);
+}
+
+static void test_disks(void **state)
+{
+    const VmfDiskOps whole = {.size = sizeof(whole), .size_bytes = disk_size, .identity = disk_text, .mark = disk_text};
+    VmfDiskOps broken = whole;
+    g_autoptr(VmfGuest) guest = new_guest();
+    g_autofree char *long_name = g_strnfill(VMF_DISK_NAME_MAX + 1, 'd');
+    char name[] = "root";
+
+    assert_true(vmf_guest_add_disk(guest, name, &whole, "one", NULL));
+    name[0] = 'b';
+    assert_true(vmf_guest_add_disk(guest, name, &whole, "two", NULL));
+    assert_int_equal(vmf_guest_n_disks(guest), 2);
+    assert_string_equal(vmf_guest_disk(guest, 0)->name, "root");
+    assert_string_equal(vmf_guest_find_disk(guest, "boot")->opaque, "two");
+    assert_null(vmf_guest_find_disk(guest, "data"));
+
+    assert_no_disk(guest, "root", &whole, "taken");
+    assert_no_disk(guest, "", &whole, "1 to 63");
+    assert_no_disk(guest, long_name, &whole, "1 to 63");
+    broken.mark = NULL;
+    assert_no_disk(guest, "data", &broken, "required");
+    broken = whole;
+    broken.size = offsetof(VmfDiskOps, mark);
+    assert_no_disk(guest, "data", &broken, "required");
+    while (vmf_guest_n_disks(guest) < VMF_DISKS_MAX) {
+        g_autofree char *more = g_strdup_printf("disk%u", vmf_guest_n_disks(guest));
+        assert_true(vmf_guest_add_disk(guest, more, &whole, "more", NULL));
+    }
+    assert_no_disk(guest, "data", &whole, "256");
+}
+
 int main(void)
 {
     static const struct CMUnitTest group[] = {
@@ -335,6 +390,7 @@ int main(void)
         cmocka_unit_test(test_entries_in_order),
         cmocka_unit_test(test_refused_entries),
         cmocka_unit_test(test_too_many_entries),
+        cmocka_unit_test(test_disks),
     };
 
     return cmocka_run_group_tests(group, NULL, NULL);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Who owns the guest. The tables of docs/handover.rst are read from the document (its path is the argument) and
- * compared with the code, both ways. Then every sequence of events is walked, on each side alone and on both together
- * over a link that can break at any moment.
+ * compared with the code, both ways. Then every sequence of events is walked on each side alone; test-handover-both.c
+ * has both together.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,7 +31,7 @@ typedef struct {
 
 static const Phrase source_events[] = {
     {"stop succeeded", ON(SOURCE, STOP)},
-    {"SWITCHOVER sent", ON(SOURCE, OFFER)},
+    {"storage released", ON(SOURCE, OFFER)},
     {"any failure, cancel, cut", ON(SOURCE, LOST) | ON(SOURCE, CANCEL)},
     {"READY with equal sums", ON(SOURCE, READY_GOOD)},
     {"READY with other sums", ON(SOURCE, READY_BAD)},
@@ -39,33 +39,47 @@ static const Phrase source_events[] = {
     {"cut, deadline, cancel", ON(SOURCE, LOST) | ON(SOURCE, CANCEL)},
     {"RUNNING", ON(SOURCE, RUNNING)},
     {"NEVER", ON(SOURCE, NEVER)},
-    {"cut, deadline", ON(SOURCE, LOST)},
+    {"STARTED", ON(SOURCE, STARTED)},
+    {"cut, silence", ON(SOURCE, LOST)},
+    {"deadline, no way to ask", ON(SOURCE, EXPIRED)},
     {"cancel", ON(SOURCE, CANCEL)},
+    {"storage retaken", ON(SOURCE, STORAGE)},
+    {"resolve: run, peer fenced", ON(SOURCE, RESOLVE_RUN)},
+    {"resolve: discard", ON(SOURCE, RESOLVE_DISCARD)},
     {NULL, 0},
 };
 
 static const Phrase source_actions[] = {
     {"STOPPED", VMF_SOURCE_DO_NOTHING},
-    {"OFFERED", VMF_SOURCE_DO_SEND_SWITCHOVER},
-    {"BACK: the guest never stopped", VMF_SOURCE_DO_NOTHING},
-    {"BACK: guest goes on at the source", VMF_SOURCE_DO_TAKE_BACK},
-    {"BACK", VMF_SOURCE_DO_TAKE_BACK},
-    {"BACK, after ABORT", VMF_SOURCE_DO_ABORT_AND_TAKE_BACK},
+    {"BACK: the guest never stopped", VMF_SOURCE_DO_STAY},
+    {"OFFERED: SWITCHOVER is sent", VMF_SOURCE_DO_SEND_SWITCHOVER},
     {"COMMITTING: RUN is sent", VMF_SOURCE_DO_SEND_RUN},
     {"COMMITTING: too late", VMF_SOURCE_DO_NOTHING},
-    {"GONE: the guest is the target's", VMF_SOURCE_DO_RELEASE},
+    {"ASKING: QUERY is sent", VMF_SOURCE_DO_ASK},
+    {"ASKING: still", VMF_SOURCE_DO_NOTHING},
     {"HELD: exit code 4", VMF_SOURCE_DO_HOLD},
+    {"HELD: still", VMF_SOURCE_DO_NOTHING},
+    {"RETURNING", VMF_SOURCE_DO_RETURN},
+    {"RETURNING: ABORT is sent", VMF_SOURCE_DO_ABORT_AND_RETURN},
+    {"RETURNING: still", VMF_SOURCE_DO_NOTHING},
+    {"BACK: guest goes on at the source", VMF_SOURCE_DO_TAKE_BACK},
+    {"GONE: the guest is the target's", VMF_SOURCE_DO_RELEASE},
+    {"GONE: given up", VMF_SOURCE_DO_RELEASE},
     {NULL, 0},
 };
 
 static const Phrase target_events[] = {
-    {"SWITCHOVER, all checks pass", ON(TARGET, GOOD)},
-    {"SWITCHOVER, a check fails", ON(TARGET, BAD)},
-    {"ABORT, cut, any error", ON(TARGET, ABORT) | ON(TARGET, LOST)},
+    {"SWITCHOVER, all is well", ON(TARGET, GOOD)},
+    {"SWITCHOVER, something is not", ON(TARGET, BAD)},
+    {"cut, any error", ON(TARGET, LOST)},
     {"RUN", ON(TARGET, RUN)},
-    {"RUN, guest cannot be started", ON(TARGET, RUN_BAD)},
+    {"started(T) is durable", ON(TARGET, DURABLE)},
+    {"refused(T) is durable instead", ON(TARGET, REFUSED)},
+    {"neither can be written", ON(TARGET, UNSURE)},
     {"ABORT", ON(TARGET, ABORT)},
-    {"cut", ON(TARGET, LOST)},
+    {"cut, silence", ON(TARGET, LOST)},
+    {"resolve: run, peer fenced", ON(TARGET, RESOLVE_RUN)},
+    {"resolve: discard", ON(TARGET, RESOLVE_DISCARD)},
     {NULL, 0},
 };
 
@@ -73,11 +87,14 @@ static const Phrase target_actions[] = {
     {"READY: READY is sent", VMF_TARGET_DO_SEND_READY},
     {"DEAD: REFUSED is sent", VMF_TARGET_DO_SEND_REFUSED},
     {"DEAD: memory is released", VMF_TARGET_DO_DISCARD},
-    {"DEAD", VMF_TARGET_DO_DISCARD},
-    {"RUNNING: guest started, RUNNING is sent", VMF_TARGET_DO_START},
-    {"RUNNING: the source may go", VMF_TARGET_DO_NOTHING},
+    {"DEAD: refused(T) is written, NEVER is sent", VMF_TARGET_DO_REFUSE},
     {"DEAD: NEVER is sent", VMF_TARGET_DO_SEND_NEVER},
+    {"STARTING: started(T) is written", VMF_TARGET_DO_WRITE_STARTED},
     {"HOLD", VMF_TARGET_DO_HOLD},
+    {"HOLD: still", VMF_TARGET_DO_NOTHING},
+    {"RUNNING: guest started, RUNNING is sent", VMF_TARGET_DO_START},
+    {"RUNNING: RUNNING is sent again", VMF_TARGET_DO_SEND_RUNNING},
+    {"RUNNING: the source may go", VMF_TARGET_DO_NOTHING},
     {NULL, 0},
 };
 
@@ -97,7 +114,7 @@ static const char *source_name(unsigned state)
 static unsigned source_step(unsigned *state, unsigned event)
 {
     VmfSourceState at = *state;
-    unsigned action = vmf_handover_source_step(&at, event);
+    unsigned action = vmf_handover_source_step(&vmf_source_table, &at, event);
 
     *state = at;
     return action;
@@ -111,7 +128,7 @@ static const char *target_name(unsigned state)
 static unsigned target_step(unsigned *state, unsigned event)
 {
     VmfTargetState at = *state;
-    unsigned action = vmf_handover_target_step(&at, event);
+    unsigned action = vmf_handover_target_step(&vmf_target_table, &at, event);
 
     *state = at;
     return action;
@@ -243,27 +260,41 @@ static int place_of(const Walk *walk, unsigned event)
     return -1;
 }
 
+static void check_source_actions(VmfSourceState before, VmfSourceState now, VmfSourceEvent event,
+                                 VmfSourceAction action)
+{
+    bool goes_back = action == VMF_SOURCE_DO_RETURN || action == VMF_SOURCE_DO_ABORT_AND_RETURN;
+
+    assert_int_equal(action == VMF_SOURCE_DO_RELEASE, now == VMF_SOURCE_GONE);
+    assert_int_equal(action == VMF_SOURCE_DO_HOLD, before != VMF_SOURCE_HELD && now == VMF_SOURCE_HELD);
+    assert_int_equal(action == VMF_SOURCE_DO_SEND_RUN, event == VMF_SOURCE_EV_READY_GOOD);
+    assert_int_equal(action == VMF_SOURCE_DO_STAY, before == VMF_SOURCE_PRECOPY && now == VMF_SOURCE_BACK);
+    assert_int_equal(action == VMF_SOURCE_DO_TAKE_BACK, before == VMF_SOURCE_RETURNING && now == VMF_SOURCE_BACK);
+    assert_int_equal(goes_back, before != VMF_SOURCE_RETURNING && now == VMF_SOURCE_RETURNING);
+    /* Who may have been told of the offer is told of its end, unless he said it himself. */
+    if (before == VMF_SOURCE_OFFERED && now == VMF_SOURCE_RETURNING && event != VMF_SOURCE_EV_REFUSED)
+        assert_int_equal(action, VMF_SOURCE_DO_ABORT_AND_RETURN);
+}
+
 static void check_source_history(const Walk *walk, VmfSourceState before, VmfSourceState now, VmfSourceEvent event,
                                  VmfSourceAction action)
 {
-    int ready = place_of(walk, VMF_SOURCE_EV_READY_GOOD), running = place_of(walk, VMF_SOURCE_EV_RUNNING);
+    bool committed = place_of(walk, VMF_SOURCE_EV_READY_GOOD) >= 0,
+         discarded = place_of(walk, VMF_SOURCE_EV_RESOLVE_DISCARD) >= 0;
+    bool told = place_of(walk, VMF_SOURCE_EV_NEVER) >= 0 || place_of(walk, VMF_SOURCE_EV_RESOLVE_RUN) >= 0;
 
-    assert_true(before != VMF_SOURCE_GONE && before != VMF_SOURCE_BACK && before != VMF_SOURCE_HELD);
+    check_source_actions(before, now, event, action);
+    assert_true(before != VMF_SOURCE_GONE && before != VMF_SOURCE_BACK);
+    assert_true(now != VMF_SOURCE_PRECOPY);
+    /* Given away only to a target that says it runs there, or at a person's word. */
     if (now == VMF_SOURCE_GONE)
-        assert_true(ready >= 0 && running > ready);
-    if (before == VMF_SOURCE_COMMITTING && now == VMF_SOURCE_BACK)
-        assert_int_equal(event, VMF_SOURCE_EV_NEVER);
-    if (before == VMF_SOURCE_COMMITTING)
-        assert_true(now == VMF_SOURCE_COMMITTING || now == VMF_SOURCE_GONE || now == VMF_SOURCE_BACK ||
-                    now == VMF_SOURCE_HELD);
-    assert_int_equal(action == VMF_SOURCE_DO_RELEASE, now == VMF_SOURCE_GONE);
-    assert_int_equal(action == VMF_SOURCE_DO_HOLD, now == VMF_SOURCE_HELD);
-    assert_int_equal(action == VMF_SOURCE_DO_SEND_RUN, event == VMF_SOURCE_EV_READY_GOOD);
-    bool taken_back = action == VMF_SOURCE_DO_TAKE_BACK || action == VMF_SOURCE_DO_ABORT_AND_TAKE_BACK;
-    assert_int_equal(taken_back, now == VMF_SOURCE_BACK && before != VMF_SOURCE_PRECOPY);
-    /* Who may have been told of the offer is told of its end, unless he said it himself. */
-    if (before == VMF_SOURCE_OFFERED && now == VMF_SOURCE_BACK && event != VMF_SOURCE_EV_REFUSED)
-        assert_int_equal(action, VMF_SOURCE_DO_ABORT_AND_TAKE_BACK);
+        assert_true(event == VMF_SOURCE_EV_RUNNING || discarded);
+    /* Once RUN may have left, only the target's promise, or a person's, brings the guest back. */
+    if (committed && (now == VMF_SOURCE_RETURNING || now == VMF_SOURCE_BACK))
+        assert_true(told);
+    /* The guest runs without its storage only where it was never stopped. */
+    if (now == VMF_SOURCE_BACK && before != VMF_SOURCE_PRECOPY)
+        assert_int_equal(event, VMF_SOURCE_EV_STORAGE);
 }
 
 /* An event that is refused changes nothing, so a sequence with it is one of the shorter sequences: it is walked there.
@@ -273,7 +304,7 @@ static void walk_source(Walk *walk, VmfSourceState at)
     walk->n_walked++;
     for (unsigned event = 0; walk->n_events < LENGTH && event < VMF_SOURCE_EV_N; event++) {
         VmfSourceState next = at;
-        VmfSourceAction action = vmf_handover_source_step(&next, event);
+        VmfSourceAction action = vmf_handover_source_step(&vmf_source_table, &next, event);
         if (action == VMF_SOURCE_DO_REFUSE_EVENT) {
             assert_int_equal(next, at);
             continue;
@@ -290,26 +321,34 @@ static void no_sequence_of_events_loses_the_source(void **state)
     Walk walk = {.n_events = 0};
 
     walk_source(&walk, VMF_SOURCE_PRECOPY);
-    assert_true(walk.n_walked > 20);
+    assert_true(walk.n_walked > 1000);
 }
 
 static void check_target_history(const Walk *walk, VmfTargetState before, VmfTargetState now, VmfTargetEvent event,
                                  VmfTargetAction action)
 {
     bool promised = place_of(walk, VMF_TARGET_EV_GOOD) >= 0;
+    bool decided = place_of(walk, VMF_TARGET_EV_RUN) >= 0 || place_of(walk, VMF_TARGET_EV_RESOLVE_RUN) >= 0;
 
     assert_int_not_equal(before, VMF_TARGET_DEAD);
+    assert_int_not_equal(now, VMF_TARGET_LOADING);
     if (before == VMF_TARGET_RUNNING)
         assert_int_equal(now, VMF_TARGET_RUNNING);
-    if (promised && event == VMF_TARGET_EV_LOST)
-        assert_int_not_equal(now, VMF_TARGET_DEAD);
+    /* What was promised with READY ends at somebody's word, or because the journal says so, never because nobody
+     * speaks. */
     if (promised && now == VMF_TARGET_DEAD)
-        assert_true(event == VMF_TARGET_EV_ABORT || event == VMF_TARGET_EV_RUN_BAD);
-    if (now == VMF_TARGET_RUNNING)
-        assert_true(promised && place_of(walk, VMF_TARGET_EV_RUN) > place_of(walk, VMF_TARGET_EV_GOOD));
+        assert_true(event == VMF_TARGET_EV_ABORT || event == VMF_TARGET_EV_REFUSED ||
+                    event == VMF_TARGET_EV_RESOLVE_DISCARD);
+    if (now == VMF_TARGET_STARTING || now == VMF_TARGET_RUNNING)
+        assert_true(promised && decided);
+    /* Not an instruction ahead of the durable entry; not a NEVER ahead of the other. */
+    assert_int_equal(action == VMF_TARGET_DO_START, event == VMF_TARGET_EV_DURABLE);
     assert_int_equal(action == VMF_TARGET_DO_START, before != VMF_TARGET_RUNNING && now == VMF_TARGET_RUNNING);
-    assert_int_equal(action == VMF_TARGET_DO_SEND_NEVER, event == VMF_TARGET_EV_RUN_BAD);
-    assert_int_equal(action == VMF_TARGET_DO_HOLD, now == VMF_TARGET_HOLD);
+    assert_int_equal(action == VMF_TARGET_DO_SEND_NEVER, event == VMF_TARGET_EV_REFUSED);
+    assert_int_equal(action == VMF_TARGET_DO_REFUSE,
+                     promised && now == VMF_TARGET_DEAD && event != VMF_TARGET_EV_REFUSED);
+    assert_int_equal(action == VMF_TARGET_DO_WRITE_STARTED, now == VMF_TARGET_STARTING);
+    assert_int_equal(action == VMF_TARGET_DO_HOLD, before != VMF_TARGET_HOLD && now == VMF_TARGET_HOLD);
 }
 
 static void walk_target(Walk *walk, VmfTargetState at)
@@ -317,7 +356,7 @@ static void walk_target(Walk *walk, VmfTargetState at)
     walk->n_walked++;
     for (unsigned event = 0; walk->n_events < LENGTH && event < VMF_TARGET_EV_N; event++) {
         VmfTargetState next = at;
-        VmfTargetAction action = vmf_handover_target_step(&next, event);
+        VmfTargetAction action = vmf_handover_target_step(&vmf_target_table, &next, event);
         if (action == VMF_TARGET_DO_REFUSE_EVENT) {
             assert_int_equal(next, at);
             continue;
@@ -334,190 +373,7 @@ static void no_sequence_of_events_loses_the_target(void **state)
     Walk walk = {.n_events = 0};
 
     walk_target(&walk, VMF_TARGET_LOADING);
-    assert_true(walk.n_walked > 10);
-}
-
-/* ---- both sides ------------------------------------------------------------------------------------------------ */
-
-typedef enum { NONE, SWITCHOVER, RUN, ABORT, READY, REFUSED, RUNNING, NEVER, N_MESSAGES } Message;
-
-/* At most two messages travel in a direction: SWITCHOVER or RUN, and an ABORT behind it. */
-typedef struct {
-    uint8_t source, target;
-    uint8_t to_target[2], to_source[2];
-    uint8_t link; /* up */
-} Joint;
-
-typedef struct {
-    GHashTable *seen; /* of Joint as bytes */
-    GQueue waiting;
-    bool started, went_back, held; /* some world got there */
-} World;
-
-static void send(uint8_t queue[2], Message message)
-{
-    assert_int_equal(queue[1], NONE);
-    queue[queue[0] != NONE] = message;
-}
-
-static Message receive(uint8_t queue[2])
-{
-    Message message = queue[0];
-
-    queue[0] = queue[1];
-    queue[1] = NONE;
-    return message;
-}
-
-static void source_event(Joint *world, VmfSourceEvent event)
-{
-    static const Message says[] = {[VMF_SOURCE_DO_SEND_SWITCHOVER] = SWITCHOVER,
-                                   [VMF_SOURCE_DO_SEND_RUN] = RUN,
-                                   [VMF_SOURCE_DO_ABORT_AND_TAKE_BACK] = ABORT,
-                                   [VMF_SOURCE_DO_REFUSE_EVENT] = NONE};
-    VmfSourceState state = world->source;
-    Message message = says[vmf_handover_source_step(&state, event)];
-
-    world->source = state;
-    if (message && world->link)
-        send(world->to_target, message);
-}
-
-static void target_event(Joint *world, VmfTargetEvent event)
-{
-    static const Message says[] = {[VMF_TARGET_DO_SEND_READY] = READY,
-                                   [VMF_TARGET_DO_SEND_REFUSED] = REFUSED,
-                                   [VMF_TARGET_DO_START] = RUNNING,
-                                   [VMF_TARGET_DO_SEND_NEVER] = NEVER,
-                                   [VMF_TARGET_DO_REFUSE_EVENT] = NONE};
-    VmfTargetState state = world->target;
-    Message message = says[vmf_handover_target_step(&state, event)];
-
-    world->target = state;
-    if (message && world->link)
-        send(world->to_source, message);
-}
-
-static bool source_runs(const Joint *world)
-{
-    return world->source == VMF_SOURCE_PRECOPY || world->source == VMF_SOURCE_BACK;
-}
-
-static bool is_settled(const Joint *world)
-{
-    return world->source >= VMF_SOURCE_GONE && !world->to_target[0] && !world->to_source[0];
-}
-
-static void visit(World *all, const Joint *world)
-{
-    g_autoptr(GBytes) key = g_bytes_new(world, sizeof(*world));
-
-    /* Nobody runs twice. */
-    assert_false(source_runs(world) && world->target == VMF_TARGET_RUNNING);
-    /* Nobody is lost: where it ends, one side runs, or the source holds what the target may have. */
-    if (is_settled(world))
-        assert_true(source_runs(world) || world->target == VMF_TARGET_RUNNING || world->source == VMF_SOURCE_HELD);
-    all->started |= is_settled(world) && world->source == VMF_SOURCE_GONE && world->target == VMF_TARGET_RUNNING;
-    all->went_back |= is_settled(world) && world->source == VMF_SOURCE_BACK && world->target == VMF_TARGET_DEAD;
-    all->held |= world->source == VMF_SOURCE_HELD && world->target == VMF_TARGET_HOLD;
-    if (g_hash_table_contains(all->seen, key))
-        return;
-    g_hash_table_add(all->seen, g_bytes_ref(key));
-    g_queue_push_tail(&all->waiting, g_bytes_ref(key));
-}
-
-static void after_source(World *all, Joint world, VmfSourceEvent event)
-{
-    source_event(&world, event);
-    visit(all, &world);
-}
-
-static void after_target(World *all, Joint world, VmfTargetEvent event)
-{
-    target_event(&world, event);
-    visit(all, &world);
-}
-
-static void deliver_to_target(World *all, Joint world)
-{
-    switch (receive(world.to_target)) {
-    case SWITCHOVER:
-        after_target(all, world, VMF_TARGET_EV_GOOD);
-        after_target(all, world, VMF_TARGET_EV_BAD);
-        break;
-    case RUN:
-        after_target(all, world, VMF_TARGET_EV_RUN);
-        after_target(all, world, VMF_TARGET_EV_RUN_BAD);
-        break;
-    case ABORT:
-        after_target(all, world, VMF_TARGET_EV_ABORT);
-        break;
-    default:
-        break;
-    }
-}
-
-static void deliver_to_source(World *all, Joint world)
-{
-    switch (receive(world.to_source)) {
-    case READY:
-        after_source(all, world, VMF_SOURCE_EV_READY_GOOD);
-        after_source(all, world, VMF_SOURCE_EV_READY_BAD);
-        break;
-    case REFUSED:
-        after_source(all, world, VMF_SOURCE_EV_REFUSED);
-        break;
-    case RUNNING:
-        after_source(all, world, VMF_SOURCE_EV_RUNNING);
-        break;
-    case NEVER:
-        after_source(all, world, VMF_SOURCE_EV_NEVER);
-        break;
-    default:
-        break;
-    }
-}
-
-/* What is under way is lost; each side notices in its own time, or never. */
-static void cut(World *all, Joint world)
-{
-    world.link = false;
-    memset(world.to_target, NONE, sizeof(world.to_target));
-    memset(world.to_source, NONE, sizeof(world.to_source));
-    visit(all, &world);
-}
-
-/* Everything that can happen in @world. A deadline passes at the source whether the link is up or not. */
-static void expand(World *all, const Joint *world)
-{
-    after_source(all, *world, VMF_SOURCE_EV_STOP);
-    if (world->source == VMF_SOURCE_STOPPED)
-        after_source(all, *world, VMF_SOURCE_EV_OFFER);
-    after_source(all, *world, VMF_SOURCE_EV_LOST);
-    after_source(all, *world, VMF_SOURCE_EV_CANCEL);
-    if (!world->link)
-        after_target(all, *world, VMF_TARGET_EV_LOST);
-    else
-        cut(all, *world);
-    deliver_to_target(all, *world);
-    deliver_to_source(all, *world);
-}
-
-static void on_a_link_that_breaks_nobody_runs_twice(void **state)
-{
-    World all = {.seen = g_hash_table_new_full(g_bytes_hash, g_bytes_equal, (GDestroyNotify)g_bytes_unref, NULL)};
-    Joint first = {.source = VMF_SOURCE_PRECOPY, .target = VMF_TARGET_LOADING, .link = true};
-
-    g_queue_init(&all.waiting);
-    visit(&all, &first);
-    for (GBytes *next; (next = g_queue_pop_head(&all.waiting)); g_bytes_unref(next)) {
-        Joint world;
-        memcpy(&world, g_bytes_get_data(next, NULL), sizeof(world));
-        expand(&all, &world);
-    }
-    assert_true(g_hash_table_size(all.seen) > 40);
-    assert_true(all.started && all.went_back && all.held);
-    g_hash_table_unref(all.seen);
+    assert_true(walk.n_walked > 100);
 }
 
 /* ---- names ----------------------------------------------------------------------------------------------------- */
@@ -544,7 +400,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_target_does_what_the_document_says),
         cmocka_unit_test(no_sequence_of_events_loses_the_source),
         cmocka_unit_test(no_sequence_of_events_loses_the_target),
-        cmocka_unit_test(on_a_link_that_breaks_nobody_runs_twice),
         cmocka_unit_test(states_have_names_of_their_own),
     };
 

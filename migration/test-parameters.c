@@ -86,6 +86,10 @@ static void test_pointers(void **state)
     ACCEPTED(p.policy = NULL);
     REFUSED(p.host_name = long_name);
     REFUSED(p.host_name = "\xff");
+    REFUSED(p.host_name = "a\nb");
+    REFUSED(p.host_name = "a\x1b[2J");
+    REFUSED(p.host_name = "a\x7f");
+    ACCEPTED(p.host_name = "\xc3\xa4");
     ACCEPTED(p.host_name = long_name + 1);
 }
 

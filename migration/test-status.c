@@ -13,16 +13,17 @@
 /* A row for each status, a column for each that may follow, in the order of VMF_STATUSES: written out once more, as a
  * picture. */
 static const char *const matrix[VMF_STATUS_N] = {
-    /*                 none setup active pre-switchover device completed failed cancelling cancelled */
-    /* none */ ".S.......",
-    /* setup */ "..A..CFc.",
-    /* active */ "...PD.Fc.",
-    /* pre-switchover */ "....D.Fc.",
-    /* device */ ".....CFc.",
-    /* completed */ ".........",
-    /* failed */ ".........",
-    /* cancelling */ "......F.X",
-    /* cancelled */ ".........",
+    /*       none setup active pre-switchover device postcopy-active completed failed cancelling cancelled */
+    /* none */ ".S........",
+    /* setup */ "..A...CFc.",
+    /* active */ "...PD..Fc.",
+    /* pre-switchover */ "....D..Fc.",
+    /* device */ ".....LCFc.",
+    /* postcopy-active */ "......CFc.",
+    /* completed */ "..........",
+    /* failed */ "..........",
+    /* cancelling */ ".......F.X",
+    /* cancelled */ "..........",
 };
 
 static void test_every_transition(void **state)
@@ -74,7 +75,7 @@ static void test_every_status_ends(void **state)
 static void test_words(void **state)
 {
     static const char *const statuses[] = {"none",      "setup",  "active",     "pre-switchover", "device",
-                                           "completed", "failed", "cancelling", "cancelled"};
+                                           "postcopy-active", "completed", "failed", "cancelling", "cancelled"};
     static const char *const outcomes[] = {"none", "completed",    "failed",           "cancelled",
                                            "held", "preflight-ok", "preflight-refused"};
     static const char *const verified[] = {"off", "transport", "full", "not-applicable", "failed"};

@@ -11,6 +11,16 @@ uint64_t vmf_ram_block_n_chunks(const VmfRamBlock *block);
 /* The pages of @chunk (which exists): returns how many, 1 to VMF_CHUNK_PAGES, and sets the first one's index in the
  * block. */
 unsigned vmf_ram_block_chunk_pages(const VmfRamBlock *block, uint64_t chunk, uint64_t *first_page);
+/*
+ * Discards all of it, makes it accessible and makes sure that the host can fill it again: what a load begins with. False with
+ * @error: it cannot (hugetlb pages that others have reserved).
+ */
+bool vmf_ram_block_empty(VmfRamBlock *block, GError **error);
+/*
+ * Makes [offset, offset + length), whole host pages, inaccessible until the block is emptied: whoever touches it gets SIGSEGV, a
+ * system call EFAULT.
+ */
+void vmf_ram_block_forbid(VmfRamBlock *block, uint64_t offset, uint64_t length);
 /* Where page @page of the block (which exists) lies. */
 void *vmf_ram_block_page(const VmfRamBlock *block, uint64_t page);
 

@@ -90,12 +90,20 @@ static void account(VmfDigestTable *table, uint64_t chunk, const Change *change)
         atomic_fetch_add_explicit(&table->n_touched, 1, memory_order_relaxed);
 }
 
+/* Read first, fresh memory would be mapped twice: as zeros for the read, and again for the write. */
+static void provide(VmfDigestTable *table, uint64_t chunk)
+{
+    atomic_fetch_or_explicit(&table->digests[chunk * VMF_CHUNK_PAGES], 0, memory_order_relaxed);
+}
+
 void vmf_digest_table_update(VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages, const uint64_t *digests)
 {
     Change change = {0, 0, false};
 
     if (chunk >= table->n_chunks)
         return;
+    if (digests && !vmf_page_set_is_empty(pages))
+        provide(table, chunk);
     for (unsigned w = 0; w < VMF_CHUNK_WORDS; w++) {
         uint64_t word = chunk * VMF_CHUNK_WORDS + w;
         for (uint64_t left = pages->words[w] & vmf_page_word_mask(word, 0, table->n_pages); left; left &= left - 1) {

@@ -3,48 +3,100 @@
 
 #include "ram/block.h"
 
-static bool push(VmfLane *lane, VmfPageBatch *batch, GError **error)
-{
-    VmfPageSink sink = vmf_stream_sink(&lane->stream);
+/* A batch lives until its sink lets go of it, so each has digests of its own; they are used again. */
+struct VmfLaneBatch {
+    VmfPageBatch batch; /* first: what is released is this */
+    VmfLane *lane;
+    VmfLaneBatch *next;
+    uint64_t digests[VMF_CHUNK_PAGES];
+};
 
-    return vmf_page_sink_push(&sink, batch, error);
+static void release(VmfPageBatch *batch)
+{
+    VmfLaneBatch *own = (VmfLaneBatch *)batch;
+    VmfLane *lane = own->lane;
+
+    pthread_mutex_lock(&lane->lock);
+    own->next = lane->batches;
+    lane->batches = own;
+    pthread_mutex_unlock(&lane->lock);
 }
 
-/* Pages that are zero travel with the next record of the chunk that has data, or in one of their own at its end. */
+static VmfPageBatch *take_batch(VmfLane *lane, VmfChunkId id)
+{
+    pthread_mutex_lock(&lane->lock);
+    VmfLaneBatch *own = lane->batches;
+    if (own)
+        lane->batches = own->next;
+    pthread_mutex_unlock(&lane->lock);
+    if (!own)
+        own = g_new(VmfLaneBatch, 1);
+    own->lane = lane;
+    vmf_page_batch_init(&own->batch, lane->save->blocks[id.block].block, id.block, id.chunk);
+    own->batch.payload = vmf_ram_block_page(own->batch.block, own->batch.first_page);
+    own->batch.digests = own->digests;
+    own->batch.live = true;
+    own->batch.release = release;
+    return &own->batch;
+}
+
+void vmf_lane_init(VmfLane *lane, VmfRamSave *save, unsigned index, const VmfLaneConfig *config)
+{
+    *lane = (VmfLane){.save = save, .index = index, .config = *config};
+    pthread_mutex_init(&lane->lock, NULL);
+}
+
+void vmf_lane_clear(VmfLane *lane)
+{
+    VmfLaneBatch *next;
+
+    vmf_page_sink_free(&lane->config.sink);
+    for (VmfLaneBatch *own = lane->batches; own; own = next) {
+        next = own->next;
+        g_free(own);
+    }
+    lane->batches = NULL;
+    pthread_mutex_destroy(&lane->lock);
+}
+
+/* The pages of @piece that are still not zero, with their digests. The others join @zero; NULL if that is all. */
+static VmfPageBatch *scan_piece(VmfLane *lane, VmfChunkId id, const VmfPageSet *piece, VmfPageSet *zero)
+{
+    VmfPageBatch *batch = take_batch(lane, id);
+    VmfPageSet turned_zero = {0};
+
+    vmf_page_scan(lane->save->scan, batch->payload, VMF_PAGE_SIZE, batch->n_pages, piece->words, batch->data.words,
+                  turned_zero.words, ((VmfLaneBatch *)batch)->digests);
+    *zero = vmf_page_set_or(zero, &turned_zero);
+    if (!vmf_page_set_is_empty(&batch->data))
+        return batch;
+    vmf_page_batch_release(batch);
+    return NULL;
+}
+
+/* Pages that are zero travel with the next batch of the chunk that has data, or in one of their own at its end. */
 static bool send_chunk(VmfLane *lane, const VmfLaneChunk *chunk, GError **error)
 {
-    VmfRamSave *save = lane->stream.save;
-    uint64_t digests[VMF_CHUNK_PAGES];
-    VmfPageSet zero = chunk->zero, piece, turned_zero;
-    VmfPageBatch batch;
-    unsigned from = 0, to;
+    VmfPageSet zero = chunk->zero, piece;
+    VmfPageBatch *batch;
+    unsigned to;
 
-    vmf_page_batch_init(&batch, save->blocks[chunk->id.block].block, chunk->id.block, chunk->id.chunk);
-    batch.payload = vmf_ram_block_page(batch.block, batch.first_page);
-    batch.digests = digests;
-    batch.live = true;
-    for (; from < batch.n_pages; from = to) {
-        to = MIN(vmf_page_set_cut(&chunk->data, from, VMF_PAGES_DATA_MAX), batch.n_pages);
+    for (unsigned from = 0; from < VMF_CHUNK_PAGES; from = to) {
+        to = vmf_page_set_cut(&chunk->data, from, lane->config.batch_pages);
         piece = vmf_page_set_slice(&chunk->data, from, to - from);
-        if (vmf_page_set_is_empty(&piece))
+        batch = vmf_page_set_is_empty(&piece) ? NULL : scan_piece(lane, chunk->id, &piece, &zero);
+        if (!batch)
             continue;
-        vmf_page_set_clear(&batch.data);
-        vmf_page_set_clear(&turned_zero);
-        vmf_page_scan(save->scan, batch.payload, VMF_PAGE_SIZE, batch.n_pages, piece.words, batch.data.words, turned_zero.words,
-                      digests);
-        zero = vmf_page_set_or(&zero, &turned_zero);
-        if (vmf_page_set_is_empty(&batch.data))
-            continue;
-        batch.zero = zero;
-        if (!push(lane, &batch, error))
-            return false;
+        batch->zero = zero;
         vmf_page_set_clear(&zero);
+        if (!vmf_page_sink_push(&lane->config.sink, batch, error))
+            return false;
     }
     if (vmf_page_set_is_empty(&zero))
         return true;
-    vmf_page_set_clear(&batch.data);
-    batch.zero = zero;
-    return push(lane, &batch, error);
+    batch = take_batch(lane, chunk->id);
+    batch->zero = zero;
+    return vmf_page_sink_push(&lane->config.sink, batch, error);
 }
 
 static bool send_oldest(VmfLane *lane, GError **error)
@@ -58,12 +110,9 @@ static bool send_oldest(VmfLane *lane, GError **error)
 
 static bool announce(VmfLane *lane, const VmfLaneChunk *chunk, GError **error)
 {
-    VmfHint hint = {.block = chunk->id.block, .chunk = chunk->id.chunk};
-
-    if (!lane->stream.save->config.hints || !lane->stream.first_pass || vmf_page_set_is_empty(&chunk->data))
+    if (!lane->config.announce || !vmf_ram_save_is_first_pass(lane->save) || vmf_page_set_is_empty(&chunk->data))
         return true;
-    memcpy(hint.data, chunk->data.words, sizeof(hint.data));
-    return vmf_hint_queue(lane->stream.writer, &hint, error);
+    return lane->config.announce(lane->config.announce_opaque, chunk->id, &chunk->data, error);
 }
 
 /*
@@ -72,20 +121,20 @@ static bool announce(VmfLane *lane, const VmfLaneChunk *chunk, GError **error)
  */
 static void take_pages(VmfLane *lane, VmfLaneChunk *chunk)
 {
-    const VmfRamSaveConfig *config = &lane->stream.save->config;
-    VmfRamSaveBlock *own = &lane->stream.save->blocks[chunk->id.block];
+    VmfRamSave *save = lane->save;
+    VmfRamSaveBlock *own = &save->blocks[chunk->id.block];
     uint64_t first;
     unsigned n_pages = vmf_ram_block_chunk_pages(own->block, chunk->id.chunk, &first);
     VmfPageSet taken;
 
     vmf_dirty_bitmap_take_chunk(own->dirty, chunk->id.chunk, &taken);
-    if (lane->stream.save->log_started)
-        config->log->clear(config->log_opaque, chunk->id.block, first, n_pages, taken.words);
+    if (save->log_started)
+        save->config.log->clear(save->config.log_opaque, chunk->id.block, first, n_pages, taken.words);
     vmf_page_set_clear(&chunk->data);
     vmf_page_set_clear(&chunk->zero);
-    vmf_page_scan(lane->stream.save->scan, vmf_ram_block_page(own->block, first), VMF_PAGE_SIZE, n_pages, taken.words, chunk->data.words,
-                  chunk->zero.words, NULL);
-    if (lane->stream.first_pass) {
+    vmf_page_scan(save->scan, vmf_ram_block_page(own->block, first), VMF_PAGE_SIZE, n_pages, taken.words,
+                  chunk->data.words, chunk->zero.words, NULL);
+    if (vmf_ram_save_is_first_pass(save)) {
         atomic_fetch_add(&own->hole, n_pages - vmf_page_set_count(&taken));
         atomic_fetch_add(&own->passed, n_pages);
     }
@@ -93,7 +142,8 @@ static void take_pages(VmfLane *lane, VmfLaneChunk *chunk)
 
 bool vmf_lane_take(VmfLane *lane, VmfChunkId id, GError **error)
 {
-    if (lane->ahead_count == VMF_LANE_AHEAD && !send_oldest(lane, error))
+    if (!vmf_presence_ensure(lane->save->config.presence, id.block, id.chunk, error) ||
+        (lane->ahead_count == VMF_LANE_AHEAD && !send_oldest(lane, error)))
         return false;
     VmfLaneChunk *chunk = &lane->ahead[(lane->ahead_first + lane->ahead_count) % VMF_LANE_AHEAD];
     lane->ahead_count++;
@@ -107,10 +157,5 @@ bool vmf_lane_flush(VmfLane *lane, GError **error)
     while (lane->ahead_count > 0)
         if (!send_oldest(lane, error))
             return false;
-    return vmf_record_flush(lane->stream.writer, error);
-}
-
-bool vmf_lane_end_mark(VmfLane *lane, GError **error)
-{
-    return vmf_u64_send(lane->stream.writer, VMF_RECORD_END_MARK, vmf_flight_sequence(lane->stream.save->flight, lane->stream.lane), error);
+    return vmf_page_sink_flush(&lane->config.sink, error);
 }

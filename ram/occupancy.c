@@ -5,12 +5,17 @@
  * returns ranges. Pages that were only ever read are mapped to the kernel's page of zeros and count as untouched.
  * Swapped pages count as touched.
  *
- * Both are asked each time, and a host that lacks them answers with an error at the first call: then every page counts.
+ * Hugetlb memory is a file too, but its file system does not tell holes from data, so the page tables are walked. What
+ * another process put into the file would not be in them: the file says how much there is, and where the walk finds
+ * less every page counts. The file is asked first, as a guest that touches more meanwhile is no reason.
+ *
+ * All are asked each time, and a host that lacks them answers with an error at the first call: then every page counts.
  */
 #include "ram/occupancy.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <vmferry/error.h>
 
@@ -56,19 +61,26 @@ static bool scan_memfd(const VmfRamBlock *block, VmfDirtyBitmap *out, GError **e
     return true;
 }
 
-static void add_regions(const VmfRamBlock *block, const struct pm_region *regions, int n_regions, VmfDirtyBitmap *out)
+/* Returns how many bytes they are. */
+static uint64_t add_regions(const VmfRamBlock *block, const struct pm_region *regions, int n_regions, VmfDirtyBitmap *out)
 {
-    uint64_t base = (uintptr_t)vmf_ram_block_host(block);
+    uint64_t base = (uintptr_t)vmf_ram_block_host(block), bytes = 0;
 
-    for (int i = 0; i < n_regions; i++)
-        vmf_dirty_bitmap_set_range(out, (regions[i].start - base) / VMF_PAGE_SIZE,
-                                   (regions[i].end - regions[i].start) / VMF_PAGE_SIZE);
+    for (int i = 0; i < n_regions; i++) {
+        uint64_t length = regions[i].end - regions[i].start;
+
+        vmf_dirty_bitmap_set_range(out, (regions[i].start - base) / VMF_PAGE_SIZE, length / VMF_PAGE_SIZE);
+        bytes += length;
+    }
+    return bytes;
 }
 
-static bool scan_page_tables(const VmfRamBlock *block, int pagemap, VmfDirtyBitmap *out, GError **error)
+/* Where it finds fewer than @least bytes every page counts. */
+static bool scan_page_tables(const VmfRamBlock *block, int pagemap, uint64_t least, VmfDirtyBitmap *out, GError **error)
 {
     uint64_t start = (uintptr_t)vmf_ram_block_host(block), end = start + vmf_ram_block_size(block);
     struct pm_region regions[SCAN_REGIONS];
+    uint64_t found = 0;
 
     while (start < end) {
         struct pm_arg arg = {.size = sizeof(arg),
@@ -85,26 +97,36 @@ static bool scan_page_tables(const VmfRamBlock *block, int pagemap, VmfDirtyBitm
             continue;
         if (n_regions < 0)
             return is_unsupported(errno) ? add_all(block, out) : fail(block, "PAGEMAP_SCAN", errno, error);
-        add_regions(block, regions, n_regions, out);
+        found += add_regions(block, regions, n_regions, out);
         if (arg.walk_end <= start)
             return fail(block, "PAGEMAP_SCAN", EPROTO, error);
         start = arg.walk_end;
     }
-    return true;
+    return found >= least || add_all(block, out);
 }
 
-static bool scan_anon(const VmfRamBlock *block, VmfDirtyBitmap *out, GError **error)
+static uint64_t bytes_in_file(const VmfRamBlock *block)
 {
+    struct stat status;
+
+    if (vmf_ram_block_fd(block) < 0)
+        return 0;
+    return fstat(vmf_ram_block_fd(block), &status) < 0 ? UINT64_MAX : (uint64_t)status.st_blocks * 512;
+}
+
+static bool scan_mapped(const VmfRamBlock *block, VmfDirtyBitmap *out, GError **error)
+{
+    uint64_t least = bytes_in_file(block);
     int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 
     if (pagemap < 0)
         return add_all(block, out); /* no /proc here: not an error, only slower */
-    bool ok = scan_page_tables(block, pagemap, out, error);
+    bool ok = scan_page_tables(block, pagemap, least, out, error);
     close(pagemap);
     return ok;
 }
 
 bool vmf_occupancy_scan(const VmfRamBlock *block, VmfDirtyBitmap *out, GError **error)
 {
-    return vmf_ram_block_fd(block) >= 0 ? scan_memfd(block, out, error) : scan_anon(block, out, error);
+    return vmf_ram_block_backend(block) == VMF_RAM_MEMFD ? scan_memfd(block, out, error) : scan_mapped(block, out, error);
 }

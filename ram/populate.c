@@ -12,6 +12,7 @@
 #include "ram/populate.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -35,6 +36,7 @@ typedef struct {
 } Range;
 
 struct VmfPopulate {
+    VmfFresh *fresh; /* borrowed; NULL: nothing is watched */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -61,7 +63,15 @@ static bool is_resident(uint8_t *at, size_t n_pages)
 static bool populate_piece(VmfPopulate *populate, const Range *piece)
 {
     uint8_t *at = vmf_ram_block_page(piece->block, piece->first_page);
+    int index = vmf_fresh_index(populate->fresh, piece->block);
 
+    if (index >= 0) {
+        int n = vmf_fresh_provide(populate->fresh, (unsigned)index, piece->first_page, (unsigned)piece->n_pages);
+        atomic_fetch_add_explicit(&populate->n_pages, (unsigned)MAX(n, 0), memory_order_relaxed);
+        return n >= 0;
+    }
+    if (is_resident(at, piece->n_pages))
+        return true;
     if (madvise(at, piece->n_pages * VMF_PAGE_SIZE, MADV_POPULATE_WRITE) < 0)
         return false;
     atomic_fetch_add_explicit(&populate->n_pages, piece->n_pages, memory_order_relaxed);
@@ -116,21 +126,23 @@ static void *populate_thread(void *opaque)
     VmfPopulate *populate = opaque;
     Range piece;
 
-    /* The kernel's nice value is per thread. */
-    (void)setpriority(PRIO_PROCESS, syscall(SYS_gettid), POPULATE_NICE);
+    /* Placing content costs less than populating and reading into it, so this is for a processor that would be idle. */
+    if (!populate->fresh || sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0}) < 0)
+        (void)setpriority(PRIO_PROCESS, syscall(SYS_gettid), POPULATE_NICE); /* the kernel's nice value is per thread */
     while (next_piece(populate, &piece)) {
-        if (!is_resident(vmf_ram_block_page(piece.block, piece.first_page), piece.n_pages) && !populate_piece(populate, &piece))
+        if (!populate_piece(populate, &piece))
             set_stop(populate);
     }
     return NULL;
 }
 
-VmfPopulate *vmf_populate_new(void)
+VmfPopulate *vmf_populate_new(VmfFresh *fresh)
 {
     VmfPopulate *populate = g_try_new0(VmfPopulate, 1);
 
     if (!populate)
         return NULL;
+    populate->fresh = fresh;
     pthread_mutex_init(&populate->lock, NULL);
     pthread_cond_init(&populate->changed, NULL);
     if (pthread_create(&populate->thread, NULL, populate_thread, populate) == 0)
@@ -192,6 +204,17 @@ uint64_t vmf_populate_now(VmfPopulate *populate, VmfRamBlock *block, uint64_t fi
     bool mine = !populate->stop && take_wanted(populate, &wanted, &taken);
     pthread_mutex_unlock(&populate->lock);
     return mine && populate_piece(populate, &taken) ? taken.n_pages : 0;
+}
+
+void vmf_populate_forget(VmfPopulate *populate, VmfRamBlock *block, uint64_t first_page, uint64_t n_pages)
+{
+    Range wanted = {block, first_page, n_pages}, taken;
+
+    if (!populate)
+        return;
+    pthread_mutex_lock(&populate->lock);
+    take_wanted(populate, &wanted, &taken);
+    pthread_mutex_unlock(&populate->lock);
 }
 
 uint64_t vmf_populate_n_pages(const VmfPopulate *populate)

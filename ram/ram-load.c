@@ -15,17 +15,19 @@ VmfRamLoad *vmf_ram_load_new(VmfRamBlock *const *blocks, unsigned n_blocks, bool
     g_autoptr(VmfRamLoad) load = g_new0(VmfRamLoad, 1);
 
     load->scan = vmf_page_scan_select();
+    load->n_cpus = g_get_num_processors();
     load->blocks = g_new0(VmfRamLoadBlock, n_blocks);
     load->n_blocks = n_blocks;
     for (unsigned b = 0; b < n_blocks; b++) {
         VmfRamLoadBlock *own = &load->blocks[b];
         own->block = blocks[b];
         own->digests = vmf_digest_table_new(vmf_ram_block_n_pages(blocks[b]), error);
-        if (!own->digests || !vmf_ram_block_discard(blocks[b], 0, vmf_ram_block_size(blocks[b]), error))
+        if (!own->digests || !vmf_ram_block_empty(blocks[b], error))
             return NULL;
     }
+    load->fresh = vmf_fresh_new(blocks, n_blocks);
     if (populate)
-        load->populate = vmf_populate_new();
+        load->populate = vmf_populate_new(load->fresh);
     return g_steal_pointer(&load);
 }
 
@@ -34,6 +36,7 @@ void vmf_ram_load_free(VmfRamLoad *load)
     if (!load)
         return;
     vmf_populate_free(load->populate);
+    vmf_fresh_free(load->fresh);
     for (unsigned b = 0; b < load->n_blocks; b++)
         vmf_digest_table_free(load->blocks[b].digests);
     g_free(load->blocks);
@@ -43,6 +46,7 @@ void vmf_ram_load_free(VmfRamLoad *load)
 void vmf_ram_load_discard(VmfRamLoad *load)
 {
     g_clear_pointer(&load->populate, vmf_populate_free);
+    g_clear_pointer(&load->fresh, vmf_fresh_free);
     for (unsigned b = 0; b < load->n_blocks; b++)
         vmf_ram_block_discard(load->blocks[b].block, 0, vmf_ram_block_size(load->blocks[b].block), NULL);
 }
@@ -71,25 +75,29 @@ static VmfRamLoadBlock *find(VmfRamLoad *load, uint32_t block, const char *what,
 static void populate_now(VmfRamLoad *load, VmfRamBlock *block, const VmfWirePages *meta)
 {
     unsigned first, n_pages, from = 0;
+    bool fresh = vmf_fresh_has(load->fresh, meta->block);
     VmfPageSet data;
 
     if (!load->populate || !(meta->flags & VMF_PAGES_FIRST_PASS) || !vmf_stream_source_in_range(block, meta->chunk, meta->data))
         return;
     memcpy(data.words, meta->data, sizeof(data.words));
     for (; vmf_page_set_next_run(&data, from, &first, &n_pages); from = first + n_pages)
-        if (n_pages >= POPULATE_LEAST)
+        if (fresh)
+            vmf_populate_forget(load->populate, block, meta->chunk * VMF_CHUNK_PAGES + first, n_pages);
+        else if (n_pages >= POPULATE_LEAST)
             vmf_populate_now(load->populate, block, meta->chunk * VMF_CHUNK_PAGES + first, n_pages);
 }
 
-bool vmf_ram_load_pages(VmfRamLoad *load, const VmfPageSink *sink, VmfRecordReader *reader, const VmfWirePages *meta, uint32_t length,
-                        GError **error)
+bool vmf_ram_load_pages(VmfRamLoad *load, const VmfPageSink *sink, VmfFreshReader *fresh, VmfRecordReader *reader,
+                        const VmfWirePages *meta, uint32_t length, GError **error)
 {
     VmfRamLoadBlock *own = find(load, meta->block, "PAGES", error);
     unsigned n_zero = 0;
 
     if (own)
         populate_now(load, own->block, meta);
-    if (!own || !vmf_stream_source_take(reader, meta, length, own->block, sink, error))
+    fresh->fresh = load->fresh;
+    if (!own || !vmf_stream_source_take(reader, meta, length, own->block, sink, fresh, error))
         return false;
     for (unsigned w = 0; w < VMF_WIRE_CHUNK_WORDS; w++)
         n_zero += (unsigned)__builtin_popcountll(meta->zero[w]);
@@ -100,6 +108,15 @@ bool vmf_ram_load_pages(VmfRamLoad *load, const VmfPageSink *sink, VmfRecordRead
         atomic_fetch_add(&own->zero, n_zero);
     }
     return true;
+}
+
+/*
+ * Into watched memory a receiver gets content placed with less work than it takes to populate first. So that is for processors which the
+ * receivers leave idle: with as many of them as processors there is none.
+ */
+static bool populates(const VmfRamLoad *load, unsigned block)
+{
+    return load->populate && (!vmf_fresh_has(load->fresh, block) || load->n_receivers < load->n_cpus);
 }
 
 bool vmf_ram_load_hint(VmfRamLoad *load, const VmfHint *hint, GError **error)
@@ -116,13 +133,16 @@ bool vmf_ram_load_hint(VmfRamLoad *load, const VmfHint *hint, GError **error)
         return false;
     }
     memcpy(set.words, hint->data, sizeof(set.words));
-    for (; load->populate && vmf_page_set_next_run(&set, from, &first, &n_pages); from = first + n_pages)
-        vmf_populate_push(load->populate, own->block, hint->chunk * VMF_CHUNK_PAGES + first, n_pages);
+    for (; populates(load, hint->block) && vmf_page_set_next_run(&set, from, &first, &n_pages); from = first + n_pages)
+        if (n_pages >= POPULATE_LEAST)
+            vmf_populate_push(load->populate, own->block, hint->chunk * VMF_CHUNK_PAGES + first, n_pages);
     return true;
 }
 
-bool vmf_ram_load_check(const VmfRamLoad *load, const VmfSwitchover *message, GError **error)
+bool vmf_ram_load_check(VmfRamLoad *load, const VmfSwitchover *message, GError **error)
 {
+    g_clear_pointer(&load->populate, vmf_populate_free);
+    g_clear_pointer(&load->fresh, vmf_fresh_free);
     for (unsigned b = 0; b < load->n_blocks; b++) {
         const VmfRamLoadBlock *own = &load->blocks[b];
         const VmfBlockSummary *theirs = &message->blocks[b];

@@ -11,6 +11,7 @@
 
 #include "ram/digest-table.h"
 #include "ram/flight.h"
+#include "ram/fresh.h"
 #include "ram/page-scan.h"
 #include "ram/populate.h"
 #include "ram/ram-sink.h"
@@ -28,7 +29,10 @@ typedef struct {
     const VmfPageScan *scan;
     VmfRamLoadBlock *blocks;
     unsigned n_blocks;
+    VmfFresh *fresh;       /* NULL: first touches are left to the kernel; until the check at the handover */
     VmfPopulate *populate; /* NULL: hints are ignored */
+    _Atomic unsigned n_receivers;
+    unsigned n_cpus;
     _Atomic uint64_t pages_data, pages_zero;
 } VmfRamLoad;
 
@@ -43,15 +47,16 @@ void vmf_ram_load_discard(VmfRamLoad *load);
 /* A sink that places pages in the blocks; one for each receiver. The load outlives it. */
 VmfPageSink vmf_ram_load_sink(VmfRamLoad *load);
 
-/* Places what the PAGES record that @reader read last carries, and counts it. @meta: its fields in host order; @sink: of this load. */
-bool vmf_ram_load_pages(VmfRamLoad *load, const VmfPageSink *sink, VmfRecordReader *reader, const VmfWirePages *meta, uint32_t length,
-                        GError **error);
+/* Places what the PAGES record that @reader read last carries, and counts it. @meta: its fields in host order; @sink: of this
+ * load; @fresh: the receiver's own, with its scan set. */
+bool vmf_ram_load_pages(VmfRamLoad *load, const VmfPageSink *sink, VmfFreshReader *fresh, VmfRecordReader *reader,
+                        const VmfWirePages *meta, uint32_t length, GError **error);
 
 /* Populates ahead what @hint names. */
 bool vmf_ram_load_hint(VmfRamLoad *load, const VmfHint *hint, GError **error);
 
-/* What SWITCHOVER says against what came: counts, then sums. */
-bool vmf_ram_load_check(const VmfRamLoad *load, const VmfSwitchover *message, GError **error);
+/* What SWITCHOVER says against what came: counts, then sums. From here on the memory is the guest's: every receiver has ended. */
+bool vmf_ram_load_check(VmfRamLoad *load, const VmfSwitchover *message, GError **error);
 
 /* Digests all memory again and compares with what was placed: VMF_ERROR_RAM_AUDIT. */
 bool vmf_ram_load_audit(VmfRamLoad *load, const _Atomic bool *cancel, GError **error);

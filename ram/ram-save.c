@@ -26,6 +26,8 @@ VmfRamSave *vmf_ram_save_new(VmfRamBlock *const *blocks, unsigned n_blocks, cons
     g_autofree uint64_t *n_chunks = g_new0(uint64_t, n_blocks + 1);
 
     save->config = *config;
+    if (config->presence)
+        vmf_presence_ref(config->presence);
     save->scan = vmf_page_scan_select();
     save->suspects = g_array_new(false, false, sizeof(VmfChunkId));
     save->mended = g_array_new(false, false, sizeof(VmfChunkId));
@@ -56,11 +58,15 @@ void vmf_ram_save_free(VmfRamSave *save)
     g_array_unref(save->suspects);
     g_array_unref(save->mended);
     vmf_log_audit_clear(&save->log_audit);
+    vmf_presence_unref(save->config.presence);
     pthread_mutex_destroy(&save->lock);
     g_free(save);
 }
 
-/* The log first: a page that is first touched after the scan is then in the log. */
+/*
+ * The log first: a page that is first touched after the scan is then in the log. And what is still on its way ahead of the scan, which
+ * finds what arrives in between.
+ */
 bool vmf_ram_save_begin(VmfRamSave *save, GError **error)
 {
     if (save->config.log) {
@@ -75,7 +81,8 @@ bool vmf_ram_save_begin(VmfRamSave *save, GError **error)
         VmfRamSaveBlock *own = &save->blocks[b];
         if (vmf_ram_block_flags(own->block) & VMF_RAM_ROM)
             vmf_dirty_bitmap_set_range(own->dirty, 0, vmf_ram_block_n_pages(own->block));
-        else if (!vmf_occupancy_scan(own->block, own->dirty, error))
+        else if (!vmf_presence_pending(save->config.presence, b, own->dirty, error) ||
+                 !vmf_occupancy_scan(own->block, own->dirty, error))
             return false;
     }
     return true;
@@ -86,6 +93,24 @@ void vmf_ram_save_end(VmfRamSave *save)
     if (save->log_started)
         save->config.log->stop(save->config.log_opaque);
     save->log_started = false;
+}
+
+void vmf_ram_save_enter(VmfRamSave *save, const VmfPageBatch *batch)
+{
+    VmfRamSaveBlock *own = &save->blocks[batch->block_index];
+    unsigned n_data = vmf_page_set_count(&batch->data), n_zero = vmf_page_set_count(&batch->zero);
+
+    vmf_digest_table_update(own->digests, batch->chunk, &batch->data, batch->digests);
+    vmf_digest_table_update(own->digests, batch->chunk, &batch->zero, NULL);
+    atomic_fetch_add(&save->pages_data, n_data);
+    atomic_fetch_add(&save->pages_zero, n_zero);
+    atomic_fetch_add(&save->payload_bytes, (uint64_t)n_data * VMF_PAGE_SIZE);
+    if (vmf_ram_save_is_first_pass(save)) {
+        atomic_fetch_add(&own->data, n_data);
+        atomic_fetch_add(&own->zero, n_zero);
+    } else {
+        atomic_fetch_add(&save->pages_resent, n_data + n_zero);
+    }
 }
 
 static void report(void *opaque, uint64_t first_word, const uint64_t *words, size_t n_words)
@@ -207,23 +232,40 @@ static bool log_lost(const VmfRamSave *save, VmfAuditedPage page, GError **error
     return false;
 }
 
-bool vmf_ram_save_harvest_audited(VmfRamSave *save, GError **error)
+/* One look, then the harvest that has to explain what it found. */
+static bool harvest_audited(VmfRamSave *save, bool last, uint64_t budget_ns, GError **error)
 {
     g_autofree VmfAuditBlock *blocks = g_new0(VmfAuditBlock, save->n_blocks + 1);
     g_autofree VmfDirtyBitmap **pending = g_new0(VmfDirtyBitmap *, save->n_blocks + 1);
-    uint64_t budget_ns = ((uint64_t)vmf_now_ns() - save->harvested_at_ns) * save->config.log_audit_percent / 100;
     VmfAuditedPage page;
 
-    if (!save->log_started || budget_ns == 0)
-        return vmf_ram_save_harvest(save, error);
     for (unsigned b = 0; b < save->n_blocks; b++) {
         blocks[b] = (VmfAuditBlock){save->blocks[b].block, save->blocks[b].digests};
         pending[b] = save->blocks[b].dirty;
     }
-    vmf_log_audit_look(&save->log_audit, blocks, pending, save->n_blocks, save->scan, budget_ns);
+    if (last)
+        vmf_log_audit_last_look(&save->log_audit, blocks, pending, save->n_blocks, save->scan);
+    else
+        vmf_log_audit_look(&save->log_audit, blocks, pending, save->n_blocks, save->scan, budget_ns);
     if (!vmf_ram_save_harvest(save, error))
         return false;
+    vmf_log_audit_note_written(&save->log_audit, blocks, pending, save->n_blocks);
     return !vmf_log_audit_unexplained(&save->log_audit, pending, &page) || log_lost(save, page, error);
+}
+
+bool vmf_ram_save_harvest_audited(VmfRamSave *save, GError **error)
+{
+    uint64_t budget_ns = ((uint64_t)vmf_now_ns() - save->harvested_at_ns) * save->config.log_audit_percent / 100;
+
+    if (!save->log_started || save->config.log_audit_percent == 0)
+        return vmf_ram_save_harvest(save, error);
+    return harvest_audited(save, false, budget_ns, error);
+}
+
+bool vmf_ram_save_last_look(VmfRamSave *save, bool *looked, GError **error)
+{
+    *looked = save->log_started && vmf_log_audit_wants_last_look(&save->log_audit);
+    return !*looked || harvest_audited(save, true, 0, error);
 }
 
 uint64_t vmf_ram_save_pending_bytes(const VmfRamSave *save)
@@ -289,7 +331,9 @@ bool vmf_ram_save_audit(VmfRamSave *save, VmfVerifyResult *result, char **text, 
         blocks[b] = (VmfAuditBlock){save->blocks[b].block, save->blocks[b].digests};
     if (!vmf_audit_run(blocks, save->n_blocks, save->scan, result, cancel, error))
         return false;
-    if (result->pages_different > 0)
-        *text = vmf_audit_describe(blocks, result);
+    if (result->pages_different > 0) {
+        g_autofree char *pages = vmf_audit_describe(blocks, result);
+        *text = g_strdup_printf("dirty log %s: %s", save->config.log ? save->config.log->name : "none", pages);
+    }
     return true;
 }

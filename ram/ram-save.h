@@ -15,7 +15,9 @@
 #include "ram/digest-table.h"
 #include "ram/flight.h"
 #include "ram/log-audit.h"
+#include "ram/page-batch.h"
 #include "ram/page-scan.h"
+#include "ram/presence.h"
 #include "ram/verify-sink.h"
 
 typedef struct {
@@ -31,10 +33,10 @@ typedef struct {
 typedef struct {
     unsigned n_lanes;
     bool acknowledged;
-    bool hints;
     unsigned log_audit_percent; /* of a core's time between two harvests, for the log audit; 0: none */
     const VmfDirtyLogOps *log; /* NULL: the guest stays stopped */
     void *log_opaque;
+    VmfPresence *presence; /* of memory that may still be on its way; a reference is kept. NULL: it is all there */
     /* A chunk differed and will be sent again. Session thread. */
     void (*mended)(void *opaque, const char *text);
     void *opaque;
@@ -84,6 +86,21 @@ bool vmf_ram_save_harvest(VmfRamSave *save, GError **error);
  * downtime the full audit is what there is.
  */
 bool vmf_ram_save_harvest_audited(VmfRamSave *save, GError **error);
+
+/* The same with what the audit has saved up, once, before the stop. *@looked: there was something; then a round has to follow. */
+bool vmf_ram_save_last_look(VmfRamSave *save, bool *looked, GError **error);
+
+/* Until the first round has ended. The lanes, and the session's thread. */
+static inline bool vmf_ram_save_is_first_pass(const VmfRamSave *save)
+{
+    return save->round <= 1;
+}
+
+/*
+ * Enters what is about to go: digests, which @batch has to have, and counts. The lanes; before its bytes leave, so that whoever hears of
+ * their arrival finds the digests there.
+ */
+void vmf_ram_save_enter(VmfRamSave *save, const VmfPageBatch *batch);
 
 /* Bytes still to be sent, without and with what is under way. Any thread. */
 uint64_t vmf_ram_save_pending_bytes(const VmfRamSave *save);

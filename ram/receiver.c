@@ -12,6 +12,8 @@ void vmf_receiver_init(VmfReceiver *receiver, VmfRamLoad *load, VmfRecordReader 
 {
     *receiver = (VmfReceiver){.load = load, .reader = reader, .writer = writer, .channel = channel, .epoch = epoch};
     receiver->sink = vmf_ram_load_sink(load);
+    receiver->fresh.scan = load->scan;
+    atomic_fetch_add(&load->n_receivers, 1);
     receiver->touched = g_array_new(false, false, sizeof(VmfAckEntry));
 }
 
@@ -19,6 +21,10 @@ void vmf_receiver_clear(VmfReceiver *receiver)
 {
     g_clear_pointer(&receiver->touched, g_array_unref);
     vmf_page_sink_free(&receiver->sink);
+    vmf_fresh_reader_clear(&receiver->fresh);
+    if (receiver->load)
+        atomic_fetch_sub(&receiver->load->n_receivers, 1);
+    receiver->load = NULL;
 }
 
 static bool acknowledge(VmfReceiver *receiver, GError **error)
@@ -50,9 +56,11 @@ bool vmf_receiver_wait(VmfReceiver *receiver, GError **error)
     return acknowledge(receiver, error);
 }
 
-/* Records of one chunk follow each other, so comparing with the last entry finds nearly all repetitions. */
+/* For the next acknowledgement. Records of one chunk follow each other, so comparing with the last entry finds nearly all repetitions. */
 static void touch(VmfReceiver *receiver, uint32_t block, uint64_t chunk)
 {
+    if (!receiver->writer) /* a list that nobody ever takes would grow with the stream */
+        return;
     const VmfAckEntry *last =
         receiver->touched->len ? &g_array_index(receiver->touched, VmfAckEntry, receiver->touched->len - 1) : NULL;
 
@@ -75,7 +83,7 @@ static bool take_pages(VmfReceiver *receiver, const VmfRecord *record, GError **
                     receiver->epoch, receiver->sequence);
         return false;
     }
-    if (!vmf_ram_load_pages(receiver->load, &receiver->sink, receiver->reader, &meta, record->length, error))
+    if (!vmf_ram_load_pages(receiver->load, &receiver->sink, &receiver->fresh, receiver->reader, &meta, record->length, error))
         return false;
     if (receiver->acknowledged == receiver->sequence)
         receiver->oldest_ns = vmf_now_ns();

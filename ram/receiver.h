@@ -15,6 +15,7 @@
 typedef struct {
     VmfRamLoad *load;
     VmfPageSink sink;        /* where its pages go */
+    VmfFreshReader fresh;    /* how they get there */
     VmfRecordReader *reader; /* borrowed */
     VmfRecordWriter *writer; /* borrowed; NULL: nothing is acknowledged */
     unsigned channel;

@@ -29,23 +29,9 @@ static int gather(struct iovec *iov, const VmfPageBatch *batch)
     return n;
 }
 
-static void count(VmfStreamSink *sink, VmfRamSaveBlock *own, unsigned n_data, unsigned n_zero)
-{
-    atomic_fetch_add(&sink->save->pages_data, n_data);
-    atomic_fetch_add(&sink->save->pages_zero, n_zero);
-    atomic_fetch_add(&sink->save->payload_bytes, (uint64_t)n_data * VMF_PAGE_SIZE);
-    if (sink->first_pass) {
-        atomic_fetch_add(&own->data, n_data);
-        atomic_fetch_add(&own->zero, n_zero);
-    } else {
-        atomic_fetch_add(&sink->save->pages_resent, n_data + n_zero);
-    }
-}
-
 /* The digests are entered before the bytes leave: whoever sees the record's acknowledgement finds them there. */
 static bool send_batch(VmfStreamSink *sink, const VmfPageBatch *batch, GError **error)
 {
-    VmfRamSaveBlock *own = &sink->save->blocks[batch->block_index];
     struct iovec iov[VMF_PAGES_DATA_MAX];
     unsigned n_data = vmf_page_set_count(&batch->data);
     size_t payload = (size_t)n_data * VMF_PAGE_SIZE;
@@ -56,12 +42,11 @@ static bool send_batch(VmfStreamSink *sink, const VmfPageBatch *batch, GError **
     if (!launch(sink, id, (uint32_t)(payload + sizeof(meta) + VMF_RECORD_HEADER_SIZE), error))
         return false;
     meta.sequence = vmf_flight_sequence(sink->save->flight, sink->lane) - 1;
-    meta.flags = sink->first_pass ? VMF_PAGES_FIRST_PASS : 0;
+    meta.flags = vmf_ram_save_is_first_pass(sink->save) ? VMF_PAGES_FIRST_PASS : 0;
     memcpy(meta.data, batch->data.words, sizeof(meta.data));
     memcpy(meta.zero, batch->zero.words, sizeof(meta.zero));
-    vmf_digest_table_update(own->digests, batch->chunk, &batch->data, batch->digests);
-    vmf_digest_table_update(own->digests, batch->chunk, &batch->zero, NULL);
-    count(sink, own, n_data, vmf_page_set_count(&batch->zero));
+    vmf_ram_save_enter(sink->save, batch);
+    sink->unasked_bytes += payload + sizeof(meta);
     return vmf_record_write_pages(sink->writer, &meta, iov, gather(iov, batch), payload, error);
 }
 
@@ -87,4 +72,44 @@ static const VmfPageSinkOps ops = {
 VmfPageSink vmf_stream_sink(VmfStreamSink *sink)
 {
     return (VmfPageSink){&ops, sink};
+}
+
+static bool announce(void *opaque, VmfChunkId id, const VmfPageSet *data, GError **error)
+{
+    VmfStreamSink *sink = opaque;
+    VmfHint hint = {.block = id.block, .chunk = id.chunk};
+
+    memcpy(hint.data, data->words, sizeof(hint.data));
+    return vmf_hint_queue(sink->writer, &hint, error);
+}
+
+#define ASK_EVERY_BYTES (64u << 10) /* a system call for each page would be too many */
+
+static bool is_ready(void *opaque)
+{
+    VmfStreamSink *sink = opaque;
+
+    if (sink->had_room && sink->unasked_bytes < ASK_EVERY_BYTES)
+        return true;
+    sink->unasked_bytes = 0;
+    sink->had_room = vmf_channel_has_room(sink->writer->channel);
+    return sink->had_room;
+}
+
+VmfLaneConfig vmf_stream_sink_lane(VmfStreamSink *sink, bool hints)
+{
+    return (VmfLaneConfig){
+        .sink = vmf_stream_sink(sink),
+        .batch_pages = VMF_PAGES_DATA_MAX,
+        .announce = hints ? announce : NULL,
+        .announce_opaque = sink,
+        .is_ready = is_ready,
+        .let_go = stream_sink_flush,
+        .opaque = sink,
+    };
+}
+
+bool vmf_stream_sink_end_mark(VmfStreamSink *sink, GError **error)
+{
+    return vmf_u64_send(sink->writer, VMF_RECORD_END_MARK, vmf_flight_sequence(sink->save->flight, sink->lane), error);
 }

@@ -3,16 +3,16 @@
 #ifndef RAM_STREAM_SINK_H
 #define RAM_STREAM_SINK_H
 
-#include "ram/page-sink.h"
-#include "ram/ram-save.h"
-#include "stream/record.h"
+#include "ram/lane.h"
+#include "stream/message.h"
 
 typedef struct {
     VmfRamSave *save; /* borrowed, as the writer */
     VmfRecordWriter *writer;
     unsigned lane;
     uint32_t epoch;
-    bool first_pass;
+    bool had_room;          /* the sink's own, as what follows: the channel, when it was last asked */
+    uint64_t unasked_bytes; /* pushed since */
 } VmfStreamSink;
 
 /*
@@ -21,5 +21,11 @@ typedef struct {
  * writer still holds. @sink is the caller's and outlives the result.
  */
 VmfPageSink vmf_stream_sink(VmfStreamSink *sink);
+
+/* A lane that leads there. @hints: chunks are announced to the target. */
+VmfLaneConfig vmf_stream_sink_lane(VmfStreamSink *sink, bool hints);
+
+/* After the last page. */
+bool vmf_stream_sink_end_mark(VmfStreamSink *sink, GError **error);
 
 #endif

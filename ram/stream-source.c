@@ -4,6 +4,10 @@
 #include <vmferry/error.h>
 
 #include <inttypes.h>
+#include <stdlib.h>
+
+/* Placed in one step: 256 KiB stay in the second level of the cache on the way from the socket through the hash into place. */
+#define FRESH_PAGES 64u
 
 bool vmf_stream_source_check(const VmfWirePages *meta, uint32_t length, GError **error)
 {
@@ -72,8 +76,112 @@ static uint8_t *reserve(VmfPageBatch *batch, const VmfPageSink *sink, GError **e
     return at;
 }
 
+static bool take_plain(VmfRecordReader *reader, const VmfWirePages *meta, VmfPageBatch *batch, const VmfPageSink *sink, GError **error)
+{
+    uint8_t *at = reserve(batch, sink, error);
+
+    if (!at)
+        return false;
+    if (scatter(reader, at, &batch->data, meta->n_data, error))
+        return vmf_page_sink_push(sink, batch, error);
+    vmf_page_batch_release(batch);
+    return false;
+}
+
+/* ---- into fresh memory ------------------------------------------------------------------------------------------------------------ */
+
+/* Adjacent pages of which all are absent or none is. */
+typedef struct {
+    unsigned first, n_pages;
+    bool absent;
+    uint8_t *at; /* where they are read to: in the buffer, or in place */
+} Run;
+
+void vmf_fresh_reader_clear(VmfFreshReader *fresh)
+{
+    free(fresh->buffer);
+    fresh->buffer = NULL;
+}
+
+static bool have_buffer(VmfFreshReader *fresh, GError **error)
+{
+    void *buffer = NULL;
+
+    if (!fresh->buffer && posix_memalign(&buffer, VMF_PAGE_SIZE, (size_t)FRESH_PAGES * VMF_PAGE_SIZE) != 0) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "record PAGES: no memory for a piece");
+        return false;
+    }
+    if (!fresh->buffer)
+        fresh->buffer = buffer;
+    return true;
+}
+
+static unsigned split(const VmfPageBatch *batch, const VmfPageSet *piece, const VmfPageSet *absent, uint8_t *buffer, Run *runs)
+{
+    unsigned first, n_pages, n_runs = 0;
+
+    for (unsigned from = 0; vmf_page_set_next_run(piece, from, &first, &n_pages); from = first + n_pages) {
+        bool is_absent = vmf_page_set_test(absent, first);
+        for (unsigned i = 1; i < n_pages; i++)
+            if (vmf_page_set_test(absent, first + i) != is_absent)
+                n_pages = i;
+        runs[n_runs++] = (Run){first, n_pages, is_absent,
+                               is_absent ? buffer : vmf_ram_block_page(batch->block, batch->first_page + first)};
+        if (is_absent)
+            buffer += (size_t)n_pages * VMF_PAGE_SIZE;
+    }
+    return n_runs;
+}
+
+static bool read_runs(VmfRecordReader *reader, const Run *runs, unsigned n_runs, GError **error)
+{
+    struct iovec iov[FRESH_PAGES];
+    size_t length = 0;
+
+    for (unsigned i = 0; i < n_runs; i++) {
+        iov[i] = (struct iovec){runs[i].at, (size_t)runs[i].n_pages * VMF_PAGE_SIZE};
+        length += iov[i].iov_len;
+    }
+    return vmf_record_read_payload(reader, iov, (int)n_runs, length, error);
+}
+
+static bool place_runs(const VmfFreshReader *fresh, const VmfPageBatch *batch, const Run *runs, unsigned n_runs, uint64_t *digests,
+                       GError **error)
+{
+    VmfPageSet data, zero;
+
+    for (unsigned i = 0; i < n_runs; i++)
+        vmf_page_scan(fresh->scan, runs[i].at, VMF_PAGE_SIZE, runs[i].n_pages, NULL, data.words, zero.words, digests + runs[i].first);
+    for (unsigned i = 0; i < n_runs; i++)
+        if (runs[i].absent && !vmf_fresh_place(fresh->fresh, batch->block_index, batch->first_page + runs[i].first, runs[i].n_pages,
+                                               runs[i].at, error))
+            return false;
+    return true;
+}
+
+/* The sink finds the pages where it would have had them read to, with the digests of what was placed. */
+static bool take_fresh(VmfRecordReader *reader, VmfPageBatch *batch, const VmfPageSet *absent, const VmfPageSink *sink,
+                       VmfFreshReader *fresh, GError **error)
+{
+    uint64_t digests[VMF_CHUNK_PAGES];
+    Run runs[FRESH_PAGES];
+
+    if (!have_buffer(fresh, error))
+        return false;
+    for (unsigned from = 0, to; from < batch->n_pages; from = to) {
+        to = MIN(vmf_page_set_cut(&batch->data, from, FRESH_PAGES), batch->n_pages);
+        VmfPageSet piece = vmf_page_set_slice(&batch->data, from, to - from);
+        unsigned n_runs = split(batch, &piece, absent, fresh->buffer, runs);
+        if (n_runs > 0 && (!read_runs(reader, runs, n_runs, error) || !place_runs(fresh, batch, runs, n_runs, digests, error)))
+            return false;
+    }
+    batch->payload = vmf_page_sink_reserve(sink, batch->block_index, batch->chunk);
+    batch->digests = digests;
+    return vmf_page_sink_push(sink, batch, error);
+}
+
 bool vmf_stream_source_take(VmfRecordReader *reader, const VmfWirePages *meta, uint32_t length, VmfRamBlock *block,
-                            const VmfPageSink *sink, GError **error)
+                            const VmfPageSink *sink, VmfFreshReader *fresh, GError **error)
 {
     VmfPageBatch batch;
     VmfPageSet any;
@@ -90,11 +198,7 @@ bool vmf_stream_source_take(VmfRecordReader *reader, const VmfWirePages *meta, u
     vmf_page_batch_init(&batch, block, meta->block, meta->chunk);
     memcpy(batch.data.words, meta->data, sizeof(batch.data.words));
     memcpy(batch.zero.words, meta->zero, sizeof(batch.zero.words));
-    uint8_t *at = reserve(&batch, sink, error);
-    if (!at)
-        return false;
-    if (scatter(reader, at, &batch.data, meta->n_data, error))
-        return vmf_page_sink_push(sink, &batch, error);
-    vmf_page_batch_release(&batch);
-    return false;
+    VmfPageSet absent = vmf_fresh_absent(fresh ? fresh->fresh : NULL, meta->block, meta->chunk, &batch.data);
+    return vmf_page_set_is_empty(&absent) ? take_plain(reader, meta, &batch, sink, error)
+                                          : take_fresh(reader, &batch, &absent, sink, fresh, error);
 }

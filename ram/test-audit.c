@@ -89,7 +89,7 @@ static void a_write_that_the_log_lost_is_named_by_the_audit(void **state)
     assert_true(vmf_ram_load_check(rig->load, &summary, NULL));
     vmf_switchover_clear(&summary);
     assert_string_equal(rig->mended->str, "");
-    audit_at_source(rig, 1, "1 page differs: ram page 777");
+    audit_at_source(rig, 1, "dirty log rig: 1 page differs: ram page 777");
     assert_true(vmf_ram_load_audit(rig->load, NULL, NULL));
 }
 
@@ -103,7 +103,7 @@ static void a_lost_first_write_and_a_lost_last_one_are_named_too(void **state)
     vmf_rig_write_unseen(rig, 0, 650, 0);
     vmf_rig_write_unseen(rig, 1, 4, 9);
     assert_true(vmf_rig_end(rig, NULL));
-    audit_at_source(rig, 3, "3 pages differ: ram page 2, ram page 650, rom page 4");
+    audit_at_source(rig, 3, "dirty log rig: 3 pages differ: ram page 2, ram page 650, rom page 4");
 }
 
 static void a_page_that_changed_at_the_target_is_named(void **state)
@@ -226,7 +226,7 @@ static void damage_in_the_last_round_is_refused_and_named(void **state)
     g_autoptr(GError) error = NULL;
 
     assert_true(vmf_fanout_round(rig->fanout, NULL));
-    assert_true(vmf_fanout_end_marks(rig->fanout, NULL));
+    assert_true(vmf_rig_end_marks(rig, NULL));
     assert_true(vmf_flight_drain(rig->save->flight, INT64_C(60000000000)));
     VmfSwitchover summary = vmf_rig_summary(rig);
     assert_false(vmf_ram_load_check(rig->load, &summary, &error));

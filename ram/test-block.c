@@ -12,10 +12,11 @@
 #include <vmferry/error.h>
 
 #include "ram/block.h"
+#include "tests/huge-pages.h"
 
 static void blocks_are_aligned_and_zero(void **state)
 {
-    for (VmfRamBackend backend = 0; backend < VMF_RAM_N_BACKENDS; backend++) {
+    for (VmfRamBackend backend = 0; backend <= VMF_RAM_MEMFD; backend++) {
         for (int flags = 0; flags <= VMF_RAM_NO_HUGE_PAGES; flags += VMF_RAM_NO_HUGE_PAGES) {
             g_autoptr(VmfRamBlock) block = vmf_ram_block_new("pc.ram", 3 << 20, backend, flags, 1 << 20, NULL);
             assert_non_null(block);
@@ -84,7 +85,7 @@ static void chunks_divide_the_block(void **state)
 
 static void discarded_pages_read_as_zero_and_cost_nothing(void **state)
 {
-    for (VmfRamBackend backend = 0; backend < VMF_RAM_N_BACKENDS; backend++) {
+    for (VmfRamBackend backend = 0; backend <= VMF_RAM_MEMFD; backend++) {
         g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 8 * 4096, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
         uint8_t *host = vmf_ram_block_host(block);
         unsigned char resident[8];
@@ -132,8 +133,123 @@ static void backends_have_names(void **state)
         assert_true(vmf_ram_backend_parse(vmf_ram_backend_name(i), &backend, NULL));
         assert_int_equal(backend, i);
     }
-    assert_false(vmf_ram_backend_parse("hugetlb", &backend, &error));
+    assert_false(vmf_ram_backend_parse("hugetlbfs", &backend, &error));
     assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_USAGE));
+}
+
+/* ---- huge pages -------------------------------------------------------------------------------------------------- */
+
+#define HUGE (2u << 20)
+#define HUGE_PAGES 4u /* for all tests together, which have their blocks one after the other */
+
+static bool has_huge_pages;
+
+static VmfRamBlock *huge_block(unsigned n_pages)
+{
+    g_autoptr(GError) error = NULL;
+    VmfRamBlock *block;
+
+    if (!has_huge_pages)
+        skip();
+    block = vmf_ram_block_new("ram", (uint64_t)n_pages * HUGE, VMF_RAM_HUGETLB, 0, 0, &error);
+    if (!block)
+        fail_msg("%s", error->message);
+    return block;
+}
+
+static unsigned resident(const VmfRamBlock *block, uint64_t page)
+{
+    unsigned char there = 0;
+
+    assert_int_equal(mincore((uint8_t *)vmf_ram_block_host(block) + page * HUGE, 4096, &there), 0);
+    return there & 1;
+}
+
+static void huge_blocks_are_aligned_and_zero(void **state)
+{
+    g_autoptr(VmfRamBlock) block = huge_block(2);
+    uint8_t *host = vmf_ram_block_host(block);
+
+    assert_int_equal((uintptr_t)host % HUGE, 0);
+    assert_int_equal(vmf_ram_block_page_size(block), 4096);
+    assert_int_equal(vmf_ram_block_host_page_size(block), HUGE);
+    assert_true(vmf_ram_block_host_page_size(block) <= VMF_CHUNK_SIZE);
+    assert_true(vmf_ram_block_fd(block) >= 0);
+    assert_int_equal(ftruncate(vmf_ram_block_fd(block), HUGE), -1);
+    assert_int_equal(host[0] | host[2 * HUGE - 1], 0);
+    host[0] = host[2 * HUGE - 1] = 1;
+}
+
+static void huge_blocks_are_whole_pages(void **state)
+{
+    g_autoptr(GError) error = NULL;
+
+    assert_null(vmf_ram_block_new("ram", 3 * HUGE + 4096, VMF_RAM_HUGETLB, 0, 0, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_RAM_BLOCK));
+}
+
+/* A host that has too few says so when the block is made, not by a SIGBUS. With or without any. */
+static void huge_pages_that_are_not_there(void **state)
+{
+    g_autoptr(GError) error = NULL;
+
+    assert_null(vmf_ram_block_new("ram", UINT64_C(1) << 40, VMF_RAM_HUGETLB, 0, 0, &error));
+    if (g_error_matches(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED)) {
+        print_message("skip: %s\n", error->message);
+        skip();
+    }
+    assert_string_equal(vmf_error_id(error), "ram.huge-pages");
+    assert_non_null(strstr(error->message, "524288 pages of 2 MiB are needed"));
+    assert_non_null(strstr(vmf_error_hint(error), "/proc/sys/vm/nr_hugepages"));
+}
+
+/* What is no whole huge page is cleared in place; an absent page stays absent. */
+static void parts_of_huge_pages_are_discarded(void **state)
+{
+    const uint64_t ranges[][2] = {{0, HUGE}, {4096, 8192}, {HUGE - 4096, 8192}, {4096, 3 * HUGE - 8192}, {0, 3 * HUGE}, {HUGE, 4096}};
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(ranges); i++) {
+        g_autoptr(VmfRamBlock) block = huge_block(3);
+        uint8_t *host = vmf_ram_block_host(block);
+        uint64_t from = ranges[i][0], to = from + ranges[i][1];
+
+        memset(host, 0xaa, 3 * HUGE);
+        assert_true(vmf_ram_block_discard(block, from, to - from, NULL));
+        for (unsigned page = 0; page < 3; page++)
+            assert_int_equal(resident(block, page), !(from <= page * HUGE && to >= (page + 1) * HUGE));
+        for (uint64_t at = 0; at < 3 * HUGE; at += 4096) {
+            if (resident(block, at / HUGE))
+                assert_int_equal(host[at + 7], at >= from && at < to ? 0 : 0xaa);
+        }
+        assert_true(vmf_ram_block_discard(block, 0, 3 * HUGE, NULL));
+        assert_true(vmf_ram_block_discard(block, 4096, HUGE, NULL));
+        assert_int_equal(resident(block, 0) + resident(block, 1) + resident(block, 2), 0);
+    }
+}
+
+/* Released memory can be had by others; a load that comes later asks for it again, and is told. */
+static void an_emptied_block_can_be_filled(void **state)
+{
+    g_autoptr(VmfRamBlock) block = huge_block(HUGE_PAGES);
+    g_autoptr(GError) error = NULL;
+
+    const unsigned spare = vmf_test_spare_huge_pages();
+
+    memset(vmf_ram_block_host(block), 1, HUGE_PAGES * HUGE);
+    assert_true(vmf_ram_block_empty(block, NULL));
+    assert_true(vmf_ram_block_empty(block, NULL));
+    assert_int_equal(vmf_test_spare_huge_pages(), spare); /* it has given them back, and has them reserved */
+    memset(vmf_ram_block_host(block), 1, HUGE_PAGES * HUGE);
+    assert_true(vmf_ram_block_discard(block, 0, HUGE_PAGES * HUGE, NULL));
+    assert_int_equal(vmf_test_spare_huge_pages(), spare + HUGE_PAGES);
+    g_autoptr(VmfRamBlock) other =
+        vmf_ram_block_new("other", (uint64_t)(spare + 1) * HUGE, VMF_RAM_HUGETLB, 0, 0, NULL);
+    assert_non_null(other);
+    assert_false(vmf_ram_block_empty(block, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_HUGE_PAGES));
+    g_clear_pointer(&other, vmf_ram_block_free);
+    assert_true(vmf_ram_block_empty(block, NULL));
+    memset(vmf_ram_block_host(block), 1, HUGE_PAGES * HUGE);
 }
 
 int main(void)
@@ -147,6 +263,13 @@ int main(void)
         cmocka_unit_test(discards_outside_the_block_are_refused),
         cmocka_unit_test(a_peer_cannot_cut_a_memfd),
         cmocka_unit_test(backends_have_names),
+        cmocka_unit_test(huge_blocks_are_aligned_and_zero),
+        cmocka_unit_test(huge_blocks_are_whole_pages),
+        cmocka_unit_test(huge_pages_that_are_not_there),
+        cmocka_unit_test(parts_of_huge_pages_are_discarded),
+        cmocka_unit_test(an_emptied_block_can_be_filled),
     };
+
+    has_huge_pages = vmf_test_huge_pages(HUGE_PAGES);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -17,6 +17,7 @@ typedef struct {
     VmfChannel *here, *there;
     VmfRecordWriter *writer;
     VmfRecordReader *reader;
+    VmfStreamSink sink;
     VmfLane lane;
 } World;
 
@@ -46,6 +47,7 @@ static int tear_down(void **state)
 {
     World *world = *state;
 
+    vmf_lane_clear(&world->lane);
     vmf_record_writer_free(world->writer);
     vmf_record_reader_free(world->reader);
     vmf_channel_free(world->here);
@@ -57,9 +59,10 @@ static int tear_down(void **state)
 
 static void begin(World *world, bool acknowledged, bool hints)
 {
-    vmf_rig_begin(world->rig, 1, acknowledged, hints);
-    world->lane.stream =
-        (VmfStreamSink){.save = world->rig->save, .writer = world->writer, .epoch = 7, .first_pass = true};
+    vmf_rig_begin(world->rig, 1, acknowledged);
+    world->sink = (VmfStreamSink){.save = world->rig->save, .writer = world->writer, .epoch = 7};
+    VmfLaneConfig config = vmf_stream_sink_lane(&world->sink, hints);
+    vmf_lane_init(&world->lane, world->rig->save, 0, &config);
 }
 
 static void take(World *world, uint64_t chunk)
@@ -168,7 +171,7 @@ static void a_record_carries_at_most_128_pages(void **state)
     begin(world, false, false);
     take(world, 1);
     flush(world);
-    assert_true(vmf_lane_end_mark(&world->lane, NULL));
+    assert_true(vmf_stream_sink_end_mark(&world->sink, NULL));
     for (unsigned i = 0; i < G_N_ELEMENTS(expected); i++) {
         g_autofree Seen *seen = next_pages(world);
         VmfPageSet data = set_of(seen->pages.data), twice = vmf_page_set_and(&all, &data);
@@ -279,7 +282,7 @@ static void hints_are_for_the_first_pass(void **state)
 
     vmf_rig_write(world->rig, 0, 1, 1);
     begin(world, false, true);
-    world->lane.stream.first_pass = false;
+    world->rig->save->round = 2;
     take(world, 0);
     flush(world);
     g_autofree Seen *seen = next_pages(world);
@@ -360,7 +363,7 @@ static void a_page_written_since_the_look_comes_in_the_next_round(void **state)
     g_autofree Seen *first = next_pages(world);
     assert_int_equal(first->pages.zero[0], 2);
     assert_true(vmf_ram_save_harvest(world->rig->save, NULL));
-    world->lane.stream.first_pass = false;
+    world->rig->save->round = 2;
     take(world, 0);
     flush(world);
     g_autofree Seen *second = next_pages(world);
@@ -390,7 +393,7 @@ static void the_first_pass_counts_each_page_once(void **state)
     vmf_rig_write(world->rig, 0, 100, 3);
     vmf_rig_write(world->rig, 0, 9, 3);
     assert_true(vmf_ram_save_harvest(world->rig->save, NULL));
-    world->lane.stream.first_pass = false;
+    world->rig->save->round = 2;
     take(world, 0);
     flush(world);
     assert_int_equal(save->blocks[0].data, 5);
@@ -434,7 +437,7 @@ static void a_lane_lets_go_before_it_waits(void **state)
     flush(world);
     assert_true(vmf_flight_drain(world->rig->save->flight, INT64_C(60000000000)));
     assert_int_equal(vmf_flight_sequence(world->rig->save->flight, 0), 16 + n_small);
-    assert_true(vmf_lane_end_mark(&world->lane, NULL));
+    assert_true(vmf_stream_sink_end_mark(&world->sink, NULL));
     pthread_join(thread, NULL);
 }
 
@@ -465,6 +468,98 @@ static void a_broken_channel_ends_the_lane(void **state)
     assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT));
 }
 
+/* ---- other sinks ----------------------------------------------------------------------------------------------- */
+
+/* Keeps what it is given until it is flushed, as one does that writes while the lane goes on. */
+typedef struct {
+    GPtrArray *kept; /* VmfPageBatch */
+    unsigned n_flushes, n_frees;
+} Keeper;
+
+static bool keeper_push(void *opaque, VmfPageBatch *batch, GError **error)
+{
+    g_ptr_array_add(((Keeper *)opaque)->kept, batch);
+    return true;
+}
+
+static bool keeper_flush(void *opaque, GError **error)
+{
+    Keeper *keeper = opaque;
+
+    keeper->n_flushes++;
+    for (guint i = 0; i < keeper->kept->len; i++)
+        vmf_page_batch_release(g_ptr_array_index(keeper->kept, i));
+    g_ptr_array_set_size(keeper->kept, 0);
+    return true;
+}
+
+static void keeper_free(void *opaque)
+{
+    Keeper *keeper = opaque;
+
+    keeper_flush(keeper, NULL);
+    g_ptr_array_unref(keeper->kept);
+    keeper->n_frees++;
+}
+
+static void keep(World *world, Keeper *keeper)
+{
+    static const VmfPageSinkOps ops = {
+        .size = sizeof(VmfPageSinkOps), .push = keeper_push, .flush = keeper_flush, .free = keeper_free};
+    VmfLaneConfig config = {.sink = {&ops, keeper}, .batch_pages = VMF_CHUNK_PAGES};
+
+    keeper->kept = g_ptr_array_new();
+    vmf_rig_begin(world->rig, 1, false);
+    vmf_lane_init(&world->lane, world->rig->save, 0, &config);
+}
+
+static void a_sink_may_take_whole_chunks_and_keep_them(void **state)
+{
+    World *world = *state;
+    Keeper keeper = {0};
+
+    vmf_rig_write_range(world->rig, 0, 0, 5 * VMF_CHUNK_PAGES, 1);
+    vmf_rig_write(world->rig, 0, 3, 0);
+    keep(world, &keeper);
+    for (unsigned c = 0; c < 5; c++)
+        take(world, c);
+    take(world, RIG_CHUNKS); /* nothing of it is dirty: no batch */
+    assert_int_equal(keeper.kept->len, 2);
+    for (unsigned c = 0; c < 2; c++) {
+        const VmfPageBatch *batch = g_ptr_array_index(keeper.kept, c);
+        assert_int_equal(batch->chunk, c);
+        assert_true(batch->live);
+        assert_int_equal(vmf_page_set_count(&batch->data), VMF_CHUNK_PAGES - (c == 0));
+        assert_int_equal(vmf_page_set_count(&batch->zero), c == 0);
+        for (unsigned page = 4; page < VMF_CHUNK_PAGES; page++)
+            assert_int_equal(batch->digests[page],
+                             world->rig->save->scan->digest(batch->payload + page * VMF_PAGE_SIZE, VMF_PAGE_SIZE));
+    }
+    flush(world);
+    assert_int_equal(keeper.n_flushes, 1);
+    assert_int_equal(keeper.kept->len, 0);
+    take(world, 0);
+    flush(world);
+    vmf_lane_clear(&world->lane);
+    assert_int_equal(keeper.n_frees, 1);
+    vmf_lane_init(&world->lane, world->rig->save, 0, &(VmfLaneConfig){.batch_pages = 1});
+}
+
+static void what_a_sink_kept_is_let_go_with_the_lane(void **state)
+{
+    World *world = *state;
+    Keeper keeper = {0};
+
+    vmf_rig_write_range(world->rig, 0, 0, 6 * VMF_CHUNK_PAGES, 1);
+    keep(world, &keeper);
+    for (unsigned c = 0; c < 6; c++)
+        take(world, c);
+    assert_int_equal(keeper.kept->len, 2);
+    vmf_lane_clear(&world->lane); /* a leak, or a use after free, is the sanitizer's to find */
+    assert_int_equal(keeper.n_frees, 1);
+    vmf_lane_init(&world->lane, world->rig->save, 0, &(VmfLaneConfig){.batch_pages = 1});
+}
+
 int main(void)
 {
 #define IN_A_WORLD(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -484,6 +579,8 @@ int main(void)
         IN_A_WORLD(a_lane_lets_go_before_it_waits),
         IN_A_WORLD(a_closed_flight_ends_the_lane),
         IN_A_WORLD(a_broken_channel_ends_the_lane),
+        IN_A_WORLD(a_sink_may_take_whole_chunks_and_keep_them),
+        IN_A_WORLD(what_a_sink_kept_is_let_go_with_the_lane),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

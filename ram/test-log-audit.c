@@ -58,6 +58,57 @@ static void test_write_in_the_log_is_no_loss(void **state)
     assert_true(rig->save->log_audit.pages_looked_at > 0);
 }
 
+/* With time for one window at each look it comes by everywhere: half of the looks go where was written, here nowhere. */
+static void test_every_window_has_its_turn(void **state)
+{
+    unsigned windows = (RIG_CHUNKS + 2) * (VMF_CHUNK_PAGES / 64);
+
+    for (unsigned i = 0; i < 20; i++) {
+        g_autoptr(VmfRig) rig = sent_rig();
+        unsigned harvests = 0;
+
+        vmf_rig_write_unseen(rig, 0, i * 37, 8);
+        do {
+            rig->save->harvested_at_ns = (uint64_t)vmf_now_ns();
+            rig->save->log_audit.credit_ns = 1; /* what the last window cost is forgotten */
+        } while (vmf_ram_save_harvest_audited(rig->save, NULL) && ++harvests <= windows);
+        assert_true(harvests <= windows);
+    }
+}
+
+/* The first write of a page in a chunk that has content elsewhere. */
+static void test_lost_first_write_is_found(void **state)
+{
+    g_autoptr(VmfRig) rig = sent_rig();
+    g_autoptr(GError) error = NULL;
+    unsigned harvests = 0;
+
+    vmf_rig_write_unseen(rig, 0, WRITTEN + 3, 8);
+    while (harvest(rig, &error))
+        assert_true(++harvests < 10000);
+    assert_non_null(strstr(error->message, "RAM block ram: page 803: "));
+}
+
+/* Half of the budget is saved for it. It comes once. */
+static void test_last_look(void **state)
+{
+    g_autoptr(VmfRig) rig = sent_rig();
+    g_autoptr(GError) error = NULL;
+    bool looked;
+
+    assert_true(vmf_ram_save_last_look(rig->save, &looked, NULL));
+    assert_false(looked);
+    assert_true(harvest(rig, NULL));
+    assert_in_range(rig->save->log_audit.saved_ns, VMF_NS_PER_MS, 100 * VMF_NS_PER_MS);
+    rig->save->log_audit.saved_ns = 100 * VMF_NS_PER_MS;
+    vmf_rig_write_unseen(rig, 0, 700, 9);
+    assert_false(vmf_ram_save_last_look(rig->save, &looked, &error));
+    assert_true(looked);
+    assert_string_equal(vmf_error_id(error), "ram.audit");
+    assert_true(vmf_ram_save_last_look(rig->save, &looked, NULL));
+    assert_false(looked);
+}
+
 /* What was never sent with content is not looked at: a page of it would be touched by that. */
 static void test_untouched_memory_stays_untouched(void **state)
 {
@@ -85,6 +136,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lost_write_is_named),
         cmocka_unit_test(test_write_in_the_log_is_no_loss),
+        cmocka_unit_test(test_every_window_has_its_turn),
+        cmocka_unit_test(test_lost_first_write_is_found),
+        cmocka_unit_test(test_last_look),
         cmocka_unit_test(test_untouched_memory_stays_untouched),
         cmocka_unit_test(test_no_budget_no_look),
     };

@@ -10,6 +10,7 @@
 
 #include "ram/block.h"
 #include "ram/populate.h"
+#include "tests/huge-pages.h"
 
 static size_t count_resident(const VmfRamBlock *block, uint64_t first_page, size_t n_pages)
 {
@@ -37,9 +38,9 @@ static bool host_can_populate(void)
 
 static void ranges_are_populated_and_no_others(void **state)
 {
-    for (VmfRamBackend backend = 0; backend < VMF_RAM_N_BACKENDS; backend++) {
+    for (VmfRamBackend backend = 0; backend <= VMF_RAM_MEMFD; backend++) {
         g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 16 << 20, backend, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
-        g_autoptr(VmfPopulate) populate = vmf_populate_new();
+        g_autoptr(VmfPopulate) populate = vmf_populate_new(NULL);
         uint8_t *host = vmf_ram_block_host(block);
 
         host[100 * VMF_PAGE_SIZE] = 5; /* what is there stays */
@@ -56,7 +57,7 @@ static void ranges_are_populated_and_no_others(void **state)
 static void what_is_in_place_is_skipped(void **state)
 {
     g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 4 << 20, VMF_RAM_ANON, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
-    g_autoptr(VmfPopulate) populate = vmf_populate_new();
+    g_autoptr(VmfPopulate) populate = vmf_populate_new(NULL);
 
     memset(vmf_ram_block_host(block), 1, 2 << 20);
     assert_true(vmf_populate_push(populate, block, 0, 512));
@@ -70,7 +71,7 @@ static void what_is_in_place_is_skipped(void **state)
 static void what_is_wanted_now_is_not_waited_for(void **state)
 {
     g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 1 << 30, VMF_RAM_ANON, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
-    g_autoptr(VmfPopulate) populate = vmf_populate_new();
+    g_autoptr(VmfPopulate) populate = vmf_populate_new(NULL);
     uint64_t last = 262144 - 512;
 
     assert_true(vmf_populate_push(populate, block, 0, last));
@@ -88,7 +89,7 @@ static void what_is_wanted_now_is_not_waited_for(void **state)
 static void pushing_never_waits(void **state)
 {
     g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 1 << 30, VMF_RAM_ANON, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
-    g_autoptr(VmfPopulate) populate = vmf_populate_new();
+    g_autoptr(VmfPopulate) populate = vmf_populate_new(NULL);
     unsigned dropped = 0;
 
     for (unsigned i = 0; i < 20000; i++)
@@ -97,10 +98,30 @@ static void pushing_never_waits(void **state)
     /* and so does the end, with much still queued */
 }
 
+/* Four pieces lie in one huge page: the first populates it, and nothing beside it. */
+static void huge_pages_are_populated(void **state)
+{
+    if (!vmf_test_huge_pages(4))
+        skip();
+    g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 4 << 21, VMF_RAM_HUGETLB, 0, 0, NULL);
+    g_autoptr(VmfPopulate) populate = vmf_populate_new(NULL);
+    unsigned char there[4];
+
+    assert_non_null(block);
+    assert_true(vmf_populate_push(populate, block, 512 + 200, 400));
+    while (vmf_populate_n_pages(populate) < 2)
+        g_usleep(1000);
+    assert_int_equal(vmf_populate_now(populate, block, 3 * 512, 100), 0); /* was not asked for */
+    g_clear_pointer(&populate, vmf_populate_free);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(mincore((uint8_t *)vmf_ram_block_host(block) + (i << 21), 4096, &there[i]), 0);
+    assert_true(!(there[0] & 1) && there[1] & 1 && !(there[3] & 1));
+}
+
 static void nothing_to_do_is_refused(void **state)
 {
     g_autoptr(VmfRamBlock) block = vmf_ram_block_new("ram", 4096, VMF_RAM_ANON, 0, 0, NULL);
-    g_autoptr(VmfPopulate) populate = vmf_populate_new();
+    g_autoptr(VmfPopulate) populate = vmf_populate_new(NULL);
 
     assert_false(vmf_populate_push(populate, block, 0, 0));
     assert_false(vmf_populate_push(populate, block, 1, 1));
@@ -117,6 +138,7 @@ int main(void)
         cmocka_unit_test(what_is_in_place_is_skipped),
         cmocka_unit_test(what_is_wanted_now_is_not_waited_for),
         cmocka_unit_test(pushing_never_waits),
+        cmocka_unit_test(huge_pages_are_populated),
         cmocka_unit_test(nothing_to_do_is_refused),
     };
     if (!host_can_populate())

@@ -52,6 +52,7 @@ static int set_up(void **state)
         vmf_ram_block_new("ram", (uint64_t)MANY_CHUNKS * VMF_CHUNK_SIZE, VMF_RAM_ANON, VMF_RAM_NO_HUGE_PAGES, 0, NULL);
     world->blocks[1] = vmf_ram_block_new("tail", 7 * VMF_PAGE_SIZE, VMF_RAM_ANON, 0, UINT64_C(1) << 32, NULL);
     world->load = vmf_ram_load_new(world->blocks, 2, true, NULL);
+    world->load->n_cpus = 2; /* of which one receiver leaves one to populate ahead */
     vmf_channel_memory_pair(0, &world->here, &world->there);
     world->writer = vmf_record_writer_new(world->here, format);
     world->return_path = vmf_record_reader_new(world->here, format);
@@ -266,6 +267,7 @@ static void without_a_way_back_nothing_is_acknowledged(void **state)
     send_zeros(world, 0, 3, 1);
     end(world);
     assert_int_equal(world->load->pages_data, 128);
+    assert_int_equal(world->receiver.touched->len, 0); /* nor remembered, however long the stream */
     VmfRecord record;
     assert_false(vmf_record_read(world->return_path, &record, NULL));
 }
@@ -318,6 +320,32 @@ static void zeros_of_an_empty_page_touch_nothing(void **state)
     assert_true(vmf_occupancy_scan(world->blocks[0], touched, NULL));
     assert_true(vmf_dirty_bitmap_test(touched, 4 * VMF_CHUNK_PAGES));
     assert_int_equal(vmf_dirty_bitmap_count(touched), 1);
+}
+
+/* Pages 3 n are in place, and rewritten; those between them are fresh. */
+static void pages_in_place_and_fresh_ones_share_a_record(void **state)
+{
+    World *world = *state;
+    VmfWirePages thirds = meta_of(world, 0, 11, 0), all = meta_of(world, 0, 11, 128);
+    static const uint8_t zeros[VMF_PAGE_SIZE];
+
+    for (unsigned page = 0; page < 128; page += 3, thirds.n_data++)
+        thirds.data[page / 64] |= UINT64_C(1) << (page % 64);
+    joined(world);
+    send_meta(world, &thirds);
+    all.sequence = world->sequence;
+    all.data[0] &= ~UINT64_C(6);
+    all.zero[0] = 6;
+    all.n_data = 126;
+    send_meta(world, &all);
+    end(world);
+    uint8_t *chunk = vmf_ram_block_page(world->blocks[0], 11 * VMF_CHUNK_PAGES);
+    uint64_t sum = chunk_sum(world, world->payload[0], 11 * VMF_CHUNK_PAGES, 1) +
+                   chunk_sum(world, world->payload[1], 11 * VMF_CHUNK_PAGES + 3, 125);
+    assert_memory_equal(chunk, world->payload[0], VMF_PAGE_SIZE);
+    assert_memory_equal(chunk + VMF_PAGE_SIZE, zeros, VMF_PAGE_SIZE);
+    assert_memory_equal(chunk + 3 * VMF_PAGE_SIZE, world->payload[1], 125 * VMF_PAGE_SIZE);
+    assert_int_equal(vmf_digest_table_chunk_sum(world->load->blocks[0].digests, 11), sum);
 }
 
 static void a_hint_populates_what_it_names(void **state)
@@ -699,6 +727,7 @@ int main(void)
         IN_A_WORLD(pages_are_counted_and_digested),
         IN_A_WORLD(zeros_after_data_clear_the_page),
         IN_A_WORLD(zeros_of_an_empty_page_touch_nothing),
+        IN_A_WORLD(pages_in_place_and_fresh_ones_share_a_record),
         IN_A_WORLD(a_hint_populates_what_it_names),
         cmocka_unit_test(a_record_that_does_not_fit_is_refused),
         IN_A_WORLD(a_record_of_129_pages_is_refused),

@@ -140,12 +140,11 @@ static void note_mended(void *opaque, const char *text)
     g_string_append_printf(((VmfRig *)opaque)->mended, "%s\n", text);
 }
 
-void vmf_rig_begin(VmfRig *rig, unsigned n_lanes, bool acknowledged, bool hints)
+void vmf_rig_begin(VmfRig *rig, unsigned n_lanes, bool acknowledged)
 {
     VmfRamSaveConfig config = {
         .n_lanes = n_lanes,
         .acknowledged = acknowledged,
-        .hints = hints,
         .log = &log_ops,
         .log_opaque = rig,
         .mended = note_mended,
@@ -215,17 +214,19 @@ static void connect_lane(VmfRig *rig, unsigned index)
 
 void vmf_rig_connect(VmfRig *rig, unsigned n_lanes)
 {
-    VmfRecordWriter *writers[RIG_LANES_MAX];
+    VmfLaneConfig lanes[RIG_LANES_MAX];
 
-    vmf_rig_begin(rig, n_lanes, true, true);
+    vmf_rig_begin(rig, n_lanes, true);
     rig->load = vmf_ram_load_new(rig->to, RIG_BLOCKS, true, NULL);
     g_assert(rig->load && n_lanes <= RIG_LANES_MAX);
     rig->n_lanes = n_lanes;
     for (unsigned i = 0; i < n_lanes; i++) {
         connect_lane(rig, i);
-        writers[i] = rig->lanes[i].writer;
+        rig->lanes[i].sink =
+            (VmfStreamSink){.save = rig->save, .writer = rig->lanes[i].writer, .lane = i, .epoch = 1};
+        lanes[i] = vmf_stream_sink_lane(&rig->lanes[i].sink, true);
     }
-    rig->fanout = vmf_fanout_new(rig->save, writers, n_lanes, 1, NULL);
+    rig->fanout = vmf_fanout_new(rig->save, lanes, n_lanes, rig->n_threads, NULL);
     g_assert(rig->fanout);
 }
 
@@ -266,9 +267,17 @@ static void disconnect(VmfRig *rig)
     rig->n_lanes = 0;
 }
 
+bool vmf_rig_end_marks(VmfRig *rig, GError **error)
+{
+    for (unsigned i = 0; i < rig->n_lanes; i++)
+        if (!vmf_stream_sink_end_mark(&rig->lanes[i].sink, error))
+            return false;
+    return true;
+}
+
 bool vmf_rig_end(VmfRig *rig, GError **error)
 {
-    bool done = vmf_rig_round(rig, error) && vmf_fanout_end_marks(rig->fanout, error);
+    bool done = vmf_rig_round(rig, error) && vmf_rig_end_marks(rig, error);
 
     for (unsigned i = 0; !done && i < rig->n_lanes; i++)
         vmf_channel_shutdown(rig->lanes[i].here);

@@ -10,6 +10,7 @@
 #include "ram/block.h"
 #include "ram/fanout.h"
 #include "ram/receiver.h"
+#include "ram/stream-sink.h"
 
 #define RIG_BLOCKS 2
 #define RIG_CHUNKS 6 /* of block 0, "ram", the short one not counted */
@@ -33,6 +34,7 @@ typedef struct {
     unsigned index;
     VmfChannel *here, *there; /* the outermost filters */
     VmfRecordWriter *writer, *answers;
+    VmfStreamSink sink;
     VmfRecordReader *reader, *return_path;
     VmfReceiver receiver;
     pthread_t receiver_thread, return_thread;
@@ -52,6 +54,7 @@ struct VmfRig {
     VmfFanout *fanout;
     VmfChannelWrap wrap; /* around the source's ends; may be set before vmf_rig_connect() */
     void *wrap_opaque;
+    unsigned n_threads; /* as vmf_fanout_new() has it; likewise */
 };
 
 VmfRig *vmf_rig_new(void);
@@ -68,12 +71,14 @@ bool vmf_rig_log_has(VmfRig *rig, unsigned block, uint64_t page);
 uint8_t *vmf_rig_page(VmfRig *rig, unsigned block, uint64_t page);
 
 /* Makes rig->save and begins it: the log runs, all that was touched is to be sent. */
-void vmf_rig_begin(VmfRig *rig, unsigned n_lanes, bool acknowledged, bool hints);
+void vmf_rig_begin(VmfRig *rig, unsigned n_lanes, bool acknowledged);
 
 /* Begins, and connects @n_lanes lanes to a target whose blocks are empty. */
 void vmf_rig_connect(VmfRig *rig, unsigned n_lanes);
 /* One round; then waits until all of it is acknowledged, and harvests. */
 bool vmf_rig_round(VmfRig *rig, GError **error);
+/* END_MARK everywhere. */
+bool vmf_rig_end_marks(VmfRig *rig, GError **error);
 /* The last round, END_MARK everywhere, and the end of all threads. */
 bool vmf_rig_end(VmfRig *rig, GError **error);
 

@@ -13,6 +13,7 @@ import time
 from two_hosts import TwoHosts
 
 MACHINE = 'demo'
+BACKENDS = {'kvm': 'KVM', 'rv32': 'the rv32 interpreter'}
 WARM_UP_S = 1.5     # the guest dirties its working set at the source first,
 AFTER_S = 1.5       # and checks its memory at the target for a while
 START_TIMEOUT_S = 30
@@ -59,7 +60,7 @@ def at_most(seconds, process):
 
 def start(host, vmferry, options, *more):
     """Starts the machine on a host and returns its process and the line that says where it listens."""
-    command = [vmferry, 'run', MACHINE, '--memory', options.memory, '--guest', options.guest,
+    command = [vmferry, 'run', MACHINE, '--backend', options.backend, '--memory', options.memory, '--guest', options.guest,
                '--host-name', host.name, *more]
     process = host.popen(*command, stdout=subprocess.PIPE)
     with at_most(START_TIMEOUT_S, process):
@@ -118,8 +119,9 @@ def run(options, voice):
         else:
             voice.say(f'two hosts: {a.name} {a.address}, {b.name} {b.address}, network namespaces joined by veth')
         _, listening = start(b, vmferry, options, '--incoming', f'tcp:{b.address}:0', '--insecure')
+        options.backend = status(b, vmferry)['backend']    # a guest moves only to the backend that it comes from
         start(a, vmferry, options)
-        voice.say(f'{a.name}: guest with {options.memory} runs: {options.guest}')
+        voice.say(f'{a.name}: guest with {options.memory} runs on {BACKENDS[options.backend]}: {options.guest}')
         time.sleep(WARM_UP_S)
         before = status(a, vmferry)
         if before['guest_errors']:
@@ -157,7 +159,8 @@ def conclude(a, b, summary, code, before, arrived, after):
 def last_line(summary):
     if summary['wrong']:
         return 'vmferry: demo: ' + '; '.join(summary['wrong'])
-    return (f'{MACHINE} runs on {summary["target"]}: moved in {summary["total_ns"] / 1e9:.2f} s over {summary["rounds"]} rounds '
+    return (f'{MACHINE} runs on {summary["target"]}, on {BACKENDS[summary["backend"]]}: '
+            f'moved in {summary["total_ns"] / 1e9:.2f} s over {summary["rounds"]} rounds '
             f'with {mebibytes(summary["bytes_sent"])} sent; stopped for {milliseconds(summary["downtime_ns"])}, '
             f'{milliseconds(summary["guest_gap_ns"])} from beat to beat, longest gap of the run '
             f'{milliseconds(summary["guest_gap_max_ns"])}; {summary["guest_errors"]} errors found by the guest; '
@@ -173,6 +176,7 @@ def main():
     parser.add_argument('build')
     parser.add_argument('--json', action='store_true')
     parser.add_argument('--loopback', action='store_true')
+    parser.add_argument('--backend', default='auto')
     parser.add_argument('--memory', default='256M')
     parser.add_argument('--guest', default='dirty=100M,set=64M')
     parser.add_argument('--max-bandwidth', default='200M')

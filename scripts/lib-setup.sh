@@ -11,7 +11,7 @@ export HOME=${HOME:-/}
 
 # What building takes. clang and lld compile the guest program for its own machine.
 VMF_BUILD_PACKAGES=(gcc libc6-dev binutils meson ninja-build pkgconf python3 git
-    libglib2.0-dev libxxhash-dev libjansson-dev libcmocka-dev systemtap-sdt-dev clang lld)
+    libglib2.0-dev libxxhash-dev libjansson-dev liburing-dev libaio-dev libnbd-dev libblkid-dev libcmocka-dev systemtap-sdt-dev clang lld)
 
 vmf_say() { printf '%s\n' "$*" >&2; }
 

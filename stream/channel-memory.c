@@ -151,6 +151,16 @@ static ssize_t memory_writev(VmfChannel *channel, const struct iovec *iov, int n
     return sent;
 }
 
+static bool memory_has_room(VmfChannel *channel)
+{
+    Ring *ring = ((MemoryChannel *)channel)->out;
+
+    pthread_mutex_lock(&ring->lock);
+    bool room = ring->used < ring->capacity || ring->no_more_writes || ring->no_more_reads;
+    pthread_mutex_unlock(&ring->lock);
+    return room;
+}
+
 static int memory_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError **error)
 {
     Ring *ring = ((MemoryChannel *)channel)->in;
@@ -198,6 +208,7 @@ static const VmfChannelOps memory_ops = {
     .readv = memory_readv,
     .writev = memory_writev,
     .wait_readable = memory_wait_readable,
+    .has_room = memory_has_room,
     .shutdown = memory_shutdown,
     .free = memory_free,
 };

@@ -85,6 +85,13 @@ static int socket_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError 
     return ready < 0 ? vmf_channel_error_errno(channel, "poll", errno, error) : ready;
 }
 
+static bool socket_has_room(VmfChannel *channel)
+{
+    struct pollfd fd = {.fd = ((SocketChannel *)channel)->fd, .events = POLLOUT};
+
+    return poll(&fd, 1, 0) != 0; /* an error is for writev() to tell */
+}
+
 static uint64_t socket_unsent_bytes(VmfChannel *channel)
 {
     int bytes = 0;
@@ -112,6 +119,7 @@ static const VmfChannelOps socket_ops = {
     .readv = socket_readv,
     .writev = socket_writev,
     .wait_readable = socket_wait_readable,
+    .has_room = socket_has_room,
     .unsent_bytes = socket_unsent_bytes,
     .shutdown = socket_shutdown,
     .free = socket_free,

@@ -42,6 +42,11 @@ int vmf_channel_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError **
     return channel->ops->wait_readable(channel, timeout_ns, error);
 }
 
+bool vmf_channel_has_room(VmfChannel *channel)
+{
+    return !channel->ops->has_room || channel->ops->has_room(channel);
+}
+
 uint64_t vmf_channel_unsent_bytes(VmfChannel *channel)
 {
     return channel->ops->unsent_bytes ? channel->ops->unsent_bytes(channel) : 0;

@@ -39,6 +39,12 @@ typedef struct VmfChannelOps {
      * thread. */
     int (*wait_readable)(VmfChannel *channel, int64_t timeout_ns, GError **error);
 
+    /*
+     * Whether writev() would not wait for room, as far as can be seen: for who has other channels to write to. Writer thread. NULL:
+     * always.
+     */
+    bool (*has_room)(VmfChannel *channel);
+
     /* Bytes that writev() took and that the peer's host has not acknowledged. Any thread. NULL: the channel cannot
      * tell. */
     uint64_t (*unsent_bytes)(VmfChannel *channel);
@@ -86,6 +92,8 @@ bool vmf_channel_write_all(VmfChannel *channel, const void *buf, size_t len, GEr
 
 /* 1 readable or ended, 0 timeout, -1 error; a negative timeout waits for ever. */
 int vmf_channel_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError **error);
+
+bool vmf_channel_has_room(VmfChannel *channel);
 
 uint64_t vmf_channel_unsent_bytes(VmfChannel *channel);
 

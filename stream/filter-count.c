@@ -32,6 +32,7 @@ static const VmfChannelOps count_ops = {
     .readv = count_readv,
     .writev = count_writev,
     .wait_readable = vmf_filter_pass_wait_readable,
+    .has_room = vmf_filter_pass_has_room,
     .unsent_bytes = vmf_filter_pass_unsent_bytes,
     .finish = vmf_filter_pass_finish,
     .shutdown = vmf_filter_pass_shutdown,

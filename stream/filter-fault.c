@@ -250,6 +250,7 @@ static const VmfChannelOps fault_ops = {
     .readv = fault_readv,
     .writev = fault_writev,
     .wait_readable = fault_wait_readable,
+    .has_room = vmf_filter_pass_has_room,
     .unsent_bytes = vmf_filter_pass_unsent_bytes,
     .finish = vmf_filter_pass_finish,
     .shutdown = fault_shutdown,

@@ -27,6 +27,11 @@ int vmf_filter_pass_wait_readable(VmfChannel *channel, int64_t timeout_ns, GErro
     return vmf_channel_wait_readable(below(channel), timeout_ns, error);
 }
 
+bool vmf_filter_pass_has_room(VmfChannel *channel)
+{
+    return vmf_channel_has_room(below(channel));
+}
+
 uint64_t vmf_filter_pass_unsent_bytes(VmfChannel *channel)
 {
     return vmf_channel_unsent_bytes(below(channel));

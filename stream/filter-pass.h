@@ -16,6 +16,7 @@ void vmf_filter_init(VmfFilter *filter, const VmfChannelOps *ops, VmfChannel *be
 ssize_t vmf_filter_pass_readv(VmfChannel *channel, const struct iovec *iov, int n, GError **error);
 ssize_t vmf_filter_pass_writev(VmfChannel *channel, const struct iovec *iov, int n, GError **error);
 int vmf_filter_pass_wait_readable(VmfChannel *channel, int64_t timeout_ns, GError **error);
+bool vmf_filter_pass_has_room(VmfChannel *channel);
 uint64_t vmf_filter_pass_unsent_bytes(VmfChannel *channel);
 bool vmf_filter_pass_finish(VmfChannel *channel, GError **error);
 void vmf_filter_pass_shutdown(VmfChannel *channel);

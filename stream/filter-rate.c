@@ -148,6 +148,13 @@ static uint64_t take(VmfRateLimit *limit, uint64_t want, atomic_bool *down)
     return taken;
 }
 
+uint64_t vmf_rate_limit_take(VmfRateLimit *limit, uint64_t want)
+{
+    atomic_bool never_down = false;
+
+    return atomic_load_explicit(&limit->unlimited, memory_order_relaxed) ? want : take(limit, want, &never_down);
+}
+
 static void give_back(VmfRateLimit *limit, uint64_t bytes)
 {
     pthread_mutex_lock(&limit->lock);
@@ -208,6 +215,7 @@ static const VmfChannelOps rate_ops = {
     .readv = vmf_filter_pass_readv,
     .writev = rate_writev,
     .wait_readable = vmf_filter_pass_wait_readable,
+    .has_room = vmf_filter_pass_has_room,
     .unsent_bytes = vmf_filter_pass_unsent_bytes,
     .finish = vmf_filter_pass_finish,
     .shutdown = rate_shutdown,

@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include <vmferry/channel.h>
+
 /*
  * A bucket that fills with @rate bytes a second up to @burst, and from which writes take. What a bucket holds when it
  * is full may go out at once: a few milliseconds' worth, so that a limit holds over short times too.
@@ -30,5 +32,11 @@ uint64_t vmf_token_bucket_take(VmfTokenBucket *bucket, uint64_t want, int64_t no
 
 /* Puts back what was taken and not sent. */
 void vmf_token_bucket_return(VmfTokenBucket *bucket, uint64_t bytes);
+
+/*
+ * Waits for its turn at @limit among all who wait, then takes at least one of @want bytes (above 0) and returns how many: for what goes
+ * elsewhere than through a channel. What is taken at once is small (a few milliseconds' worth); the rest is for the next call.
+ */
+uint64_t vmf_rate_limit_take(VmfRateLimit *limit, uint64_t want);
 
 #endif

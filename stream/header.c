@@ -45,7 +45,7 @@ static bool crc_is_right(const uint8_t *in, size_t size, bool swap)
 {
     VmfUnpack tail = vmf_unpack_begin(in + size - 4, 4, swap);
 
-    return vmf_unpack_u32(&tail) == vmf_crc32c(0, in, size - 4);
+    return vmf_crc32c_matches(vmf_crc32c(0, in, size - 4), vmf_unpack_u32(&tail));
 }
 
 void vmf_image_header_encode(const VmfStreamFormat *format, uint8_t out[VMF_IMAGE_HEADER_SIZE])
@@ -166,7 +166,28 @@ VmfOpening vmf_opening_classify(const uint8_t in[8])
 
     if (memcmp(in, marker, sizeof(marker)) == 0)
         return VMF_OPENING_MAIN;
+    if (memcmp(in, VMF_TOKEN_PREAMBLE_MAGIC, 8) == 0)
+        return VMF_OPENING_TOKEN;
     return memcmp(in, VMF_PREAMBLE_MAGIC, 8) == 0 ? VMF_OPENING_PAGES : VMF_OPENING_STRANGER;
+}
+
+static bool preamble_is_good(const uint8_t in[VMF_PREAMBLE_SIZE], VmfOpening kind, uint32_t version, uint16_t options,
+                             bool rest_is_zero, VmfStreamFormat *format, GError **error)
+{
+    if (vmf_opening_classify(in) != kind) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MAGIC, "preamble: not %s", kind == VMF_OPENING_PAGES ? "a page channel" : "a question");
+        return false;
+    }
+    if (!check_version(version, error))
+        return false;
+    if (!crc_is_right(in, VMF_PREAMBLE_SIZE, !HOST_BIG_ENDIAN)) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_CRC, "preamble: CRC is wrong");
+        return false;
+    }
+    if (!check_options("preamble", options, rest_is_zero, error))
+        return false;
+    set_format(format, version, options);
+    return true;
 }
 
 bool vmf_preamble_decode(const uint8_t in[VMF_PREAMBLE_SIZE], VmfPreamble *preamble, VmfStreamFormat *format, GError **error)
@@ -181,18 +202,34 @@ bool vmf_preamble_decode(const uint8_t in[VMF_PREAMBLE_SIZE], VmfPreamble *pream
     preamble->epoch = vmf_unpack_u32(&unpack);
     uint64_t reserved = vmf_unpack_u64(&unpack);
 
-    if (vmf_opening_classify(in) != VMF_OPENING_PAGES) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_MAGIC, "preamble: not a page channel");
-        return false;
-    }
-    if (!check_version(version, error))
-        return false;
-    if (!crc_is_right(in, VMF_PREAMBLE_SIZE, !HOST_BIG_ENDIAN)) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_CRC, "preamble: CRC is wrong");
-        return false;
-    }
-    if (!check_options("preamble", options, reserved == 0, error))
-        return false;
-    set_format(format, version, options);
-    return true;
+    return preamble_is_good(in, VMF_OPENING_PAGES, version, options, reserved == 0, format, error);
+}
+
+void vmf_token_preamble_encode(const VmfTokenPreamble *preamble, const VmfStreamFormat *format, uint8_t out[VMF_PREAMBLE_SIZE])
+{
+    static const uint8_t reserved[12];
+    VmfPack pack = {g_byte_array_new(), !HOST_BIG_ENDIAN};
+
+    vmf_pack_bytes(&pack, VMF_TOKEN_PREAMBLE_MAGIC, 8);
+    vmf_pack_u32(&pack, format->version);
+    vmf_pack_u16(&pack, options_of(format));
+    vmf_pack_u16(&pack, 0);
+    vmf_pack_bytes(&pack, preamble->token, sizeof(preamble->token));
+    vmf_pack_bytes(&pack, reserved, sizeof(reserved));
+    pack_out(&pack, out, VMF_PREAMBLE_SIZE);
+}
+
+bool vmf_token_preamble_decode(const uint8_t in[VMF_PREAMBLE_SIZE], VmfTokenPreamble *preamble, VmfStreamFormat *format, GError **error)
+{
+    VmfUnpack unpack = vmf_unpack_begin(in, VMF_PREAMBLE_SIZE - 4, !HOST_BIG_ENDIAN);
+
+    vmf_unpack_bytes(&unpack, 8);
+    uint32_t version = vmf_unpack_u32(&unpack);
+    uint16_t options = vmf_unpack_u16(&unpack);
+    uint16_t reserved = vmf_unpack_u16(&unpack);
+    memcpy(preamble->token, vmf_unpack_bytes(&unpack, sizeof(preamble->token)), sizeof(preamble->token));
+    vmf_unpack_zero(&unpack, 12);
+    /* A question wants an answer. */
+    bool two_way = !(options & VMF_OPTION_ONE_WAY);
+    return preamble_is_good(in, VMF_OPENING_TOKEN, version, options, two_way && reserved == 0 && vmf_unpack_done(&unpack), format, error);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What stands ahead of the records: image header, machine header, the preamble of a page channel. */
+/* What stands ahead of the records: image header, machine header, the preambles of page channels and of questions. */
 #ifndef VMF_STREAM_HEADER_H
 #define VMF_STREAM_HEADER_H
 
@@ -18,6 +18,11 @@ typedef struct {
     uint32_t epoch;
 } VmfPreamble;
 
+/* Opens a channel of its own, to ask what became of a token. */
+typedef struct {
+    uint8_t token[VMF_TOKEN_SIZE];
+} VmfTokenPreamble;
+
 /* This engine's version as the machine header has it. */
 uint32_t vmf_engine_version(void);
 
@@ -29,8 +34,12 @@ bool vmf_machine_header_decode(const uint8_t in[VMF_MACHINE_HEADER_SIZE], bool s
 
 void vmf_preamble_encode(const VmfPreamble *preamble, const VmfStreamFormat *format, uint8_t out[VMF_PREAMBLE_SIZE]);
 /* Whether @in (8 octets) begins a preamble, an image header, or neither. */
-typedef enum { VMF_OPENING_STRANGER, VMF_OPENING_MAIN, VMF_OPENING_PAGES } VmfOpening;
+typedef enum { VMF_OPENING_STRANGER, VMF_OPENING_MAIN, VMF_OPENING_PAGES, VMF_OPENING_TOKEN } VmfOpening;
 VmfOpening vmf_opening_classify(const uint8_t in[8]);
 bool vmf_preamble_decode(const uint8_t in[VMF_PREAMBLE_SIZE], VmfPreamble *preamble, VmfStreamFormat *format, GError **error);
+
+void vmf_token_preamble_encode(const VmfTokenPreamble *preamble, const VmfStreamFormat *format, uint8_t out[VMF_PREAMBLE_SIZE]);
+bool vmf_token_preamble_decode(const uint8_t in[VMF_PREAMBLE_SIZE], VmfTokenPreamble *preamble, VmfStreamFormat *format,
+                               GError **error);
 
 #endif

@@ -14,8 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* All page channels of a migration and some strangers, at once. */
-#define BACKLOG 128
+/* All page channels of a migration, and a crowd of strangers at once: whom a full backlog drops calls again after a second. */
+#define BACKLOG 4096
 
 typedef struct {
     VmfListener base;

@@ -61,6 +61,54 @@ static char *clean_text(const char *text, size_t maximum)
     return clean;
 }
 
+void vmf_disk_sync_clear(VmfDiskSync *message)
+{
+    g_clear_pointer(&message->sums, g_free);
+}
+
+bool vmf_disk_sync_send(VmfRecordWriter *writer, uint32_t type, const VmfDiskSync *message, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_u64(&pack, message->cookie);
+    vmf_pack_u32(&pack, message->n_disks);
+    vmf_pack_u32(&pack, message->flags);
+    for (uint32_t i = 0; i < message->n_disks; i++) {
+        vmf_pack_u32(&pack, message->disks[i]);
+        vmf_pack_u32(&pack, 0);
+        vmf_pack_u64(&pack, message->sums[i]);
+    }
+    return end(writer, type, &pack, true, error);
+}
+
+static bool flags_fit(uint32_t type, uint32_t flags)
+{
+    if (type != VMF_RECORD_DISK_SYNC)
+        return flags == 0;
+    return flags == 0 || flags == VMF_DISK_SYNC_WRITTEN || flags == VMF_DISK_SYNC_LAST ||
+           flags == (VMF_DISK_SYNC_LAST | VMF_DISK_SYNC_VERIFY);
+}
+
+bool vmf_disk_sync_decode(const VmfRecord *record, bool swap, uint32_t n_disks, const uint32_t *disks, VmfDiskSync *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    *out = (VmfDiskSync){.cookie = vmf_unpack_u64(&unpack), .disks = disks};
+    out->n_disks = vmf_unpack_u32(&unpack);
+    out->flags = vmf_unpack_u32(&unpack);
+    unpack.failed |= out->n_disks != n_disks || !flags_fit(record->type, out->flags);
+    out->sums = g_new0(uint64_t, n_disks + 1);
+    for (uint32_t i = 0; i < n_disks && !unpack.failed; i++) {
+        unpack.failed |= vmf_unpack_u32(&unpack) != disks[i];
+        vmf_unpack_zero(&unpack, 4);
+        out->sums[i] = vmf_unpack_u64(&unpack);
+    }
+    if (finished(&unpack, record, error))
+        return true;
+    vmf_disk_sync_clear(out);
+    return false;
+}
+
 bool vmf_empty_check(const VmfRecord *record, GError **error)
 {
     VmfUnpack unpack = unpack_of(record, false);
@@ -140,6 +188,25 @@ bool vmf_target_host_decode(const VmfRecord *record, bool swap, char **name, GEr
         return false;
     *name = g_steal_pointer(&got);
     return true;
+}
+
+bool vmf_target_state_send(VmfRecordWriter *writer, const uint8_t id[16], GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_bytes(&pack, id, 16);
+    return end(writer, VMF_RECORD_TARGET_STATE, &pack, true, error);
+}
+
+bool vmf_target_state_decode(const VmfRecord *record, uint8_t id[16], GError **error)
+{
+    static const uint8_t nobody[16];
+    VmfUnpack unpack = unpack_of(record, false);
+
+    memcpy(id, nobody, sizeof(nobody));
+    unpack_token(&unpack, id);
+    unpack.failed |= memcmp(id, nobody, sizeof(nobody)) == 0;
+    return finished(&unpack, record, error);
 }
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
@@ -435,7 +502,7 @@ bool vmf_report_send(VmfRecordWriter *writer, const VmfReport *report, GError **
     VmfPack pack = begin(writer);
 
     vmf_pack_bytes(&pack, report->token, sizeof(report->token));
-    vmf_pack_u32(&pack, report->gap_known ? VMF_REPORT_GAP_KNOWN : 0);
+    vmf_pack_u32(&pack, (report->gap_known ? VMF_REPORT_GAP_KNOWN : 0) | (report->not_started ? VMF_REPORT_NOT_STARTED : 0));
     vmf_pack_u32(&pack, 0);
     vmf_pack_u64(&pack, report->guest_gap_ns);
     return end(writer, VMF_RECORD_REPORT, &pack, true, error);
@@ -450,6 +517,62 @@ bool vmf_report_decode(const VmfRecord *record, bool swap, VmfReport *out, GErro
     vmf_unpack_zero(&unpack, 4);
     out->guest_gap_ns = vmf_unpack_u64(&unpack);
     out->gap_known = flags & VMF_REPORT_GAP_KNOWN;
-    unpack.failed |= flags & ~VMF_REPORT_GAP_KNOWN;
+    out->not_started = flags & VMF_REPORT_NOT_STARTED;
+    unpack.failed |= flags & ~(VMF_REPORT_GAP_KNOWN | VMF_REPORT_NOT_STARTED);
+    return finished(&unpack, record, error);
+}
+
+/* ---- questions ------------------------------------------------------------------------------------------------------------- */
+
+/* In the order of VmfQuestion. */
+static const uint32_t question_types[] = {VMF_RECORD_QUERY, VMF_RECORD_ABORT, VMF_RECORD_INQUIRE, VMF_RECORD_CONFIRM};
+G_STATIC_ASSERT(G_N_ELEMENTS(question_types) == VMF_QUESTION_N);
+
+bool vmf_question_send(VmfRecordWriter *writer, VmfQuestion question, const uint8_t token[VMF_TOKEN_SIZE], GError **error)
+{
+    return vmf_token_send(writer, question_types[question], token, error);
+}
+
+bool vmf_question_decode(const VmfRecord *record, const uint8_t token[VMF_TOKEN_SIZE], VmfQuestion *question, GError **error)
+{
+    uint8_t got[VMF_TOKEN_SIZE];
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(question_types); i++) {
+        if (record->type != question_types[i])
+            continue;
+        *question = i;
+        if (!vmf_token_decode(record, got, error))
+            return false;
+        if (memcmp(got, token, sizeof(got)) == 0)
+            return true;
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record %s: of another token", vmf_record_name(record->type));
+        return false;
+    }
+    vmf_record_set_order_error(error, record->type, "where a question has to be");
+    return false;
+}
+
+bool vmf_answer_send(VmfRecordWriter *writer, const VmfAnswerMessage *message, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_bytes(&pack, message->token, sizeof(message->token));
+    vmf_pack_bytes(&pack, message->state_directory, sizeof(message->state_directory));
+    vmf_pack_u32(&pack, message->answer);
+    vmf_pack_u32(&pack, 0);
+    return end(writer, VMF_RECORD_ANSWER, &pack, true, error);
+}
+
+bool vmf_answer_decode(const VmfRecord *record, bool swap, VmfAnswerMessage *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    *out = (VmfAnswerMessage){.answer = VMF_ANSWER_NONE};
+    unpack_token(&unpack, out->token);
+    unpack_token(&unpack, out->state_directory);
+    uint32_t answer = vmf_unpack_u32(&unpack);
+    vmf_unpack_zero(&unpack, 4);
+    unpack.failed |= answer == VMF_ANSWER_NONE || answer >= VMF_ANSWER_N;
+    out->answer = unpack.failed ? VMF_ANSWER_NONE : (VmfAnswer)answer;
     return finished(&unpack, record, error);
 }

@@ -3,6 +3,8 @@
 #ifndef VMF_STREAM_MESSAGE_H
 #define VMF_STREAM_MESSAGE_H
 
+#include <vmferry/handover.h>
+
 #include "stream/record.h"
 
 typedef struct {
@@ -18,6 +20,10 @@ bool vmf_verdict_decode(const VmfRecord *record, bool swap, VmfVerdict *out, GEr
 /* TARGET_HOST: a name of 1 to VMF_HOST_NAME_MAX bytes. @name is newly allocated. */
 bool vmf_target_host_send(VmfRecordWriter *writer, const char *name, GError **error);
 bool vmf_target_host_decode(const VmfRecord *record, bool swap, char **name, GError **error);
+
+/* TARGET_STATE: the id of the target's state directory, which is not zeros. */
+bool vmf_target_state_send(VmfRecordWriter *writer, const uint8_t id[16], GError **error);
+bool vmf_target_state_decode(const VmfRecord *record, uint8_t id[16], GError **error);
 
 typedef struct {
     uint8_t session[16];
@@ -98,7 +104,7 @@ void vmf_ready_clear(VmfReady *message);
 bool vmf_ready_send(VmfRecordWriter *writer, const VmfReady *message, GError **error);
 bool vmf_ready_decode(const VmfRecord *record, bool swap, uint32_t n_blocks, VmfReady *out, GError **error);
 
-/* RUN, ABORT, QUERY, RUNNING: a token. */
+/* RUN, ABORT, QUERY, INQUIRE, CONFIRM, RUNNING: a token. */
 bool vmf_token_send(VmfRecordWriter *writer, uint32_t type, const uint8_t token[VMF_TOKEN_SIZE], GError **error);
 bool vmf_token_decode(const VmfRecord *record, uint8_t token[VMF_TOKEN_SIZE], GError **error);
 
@@ -110,10 +116,36 @@ bool vmf_complaint_decode(const VmfRecord *record, bool swap, uint8_t *token, ch
 typedef struct {
     uint8_t token[VMF_TOKEN_SIZE];
     bool gap_known;
+    bool not_started; /* the guest is the target's, paused: it could not be started */
     uint64_t guest_gap_ns;
 } VmfReport;
 bool vmf_report_send(VmfRecordWriter *writer, const VmfReport *report, GError **error);
 bool vmf_report_decode(const VmfRecord *record, bool swap, VmfReport *out, GError **error);
+
+/* On a channel of its own: QUERY, ABORT, INQUIRE or CONFIRM of @token, the only one that may be asked about there. */
+bool vmf_question_send(VmfRecordWriter *writer, VmfQuestion question, const uint8_t token[VMF_TOKEN_SIZE], GError **error);
+bool vmf_question_decode(const VmfRecord *record, const uint8_t token[VMF_TOKEN_SIZE], VmfQuestion *question, GError **error);
+
+typedef struct {
+    uint8_t token[VMF_TOKEN_SIZE];
+    uint8_t state_directory[16]; /* of whoever answers */
+    VmfAnswer answer;            /* never NONE */
+} VmfAnswerMessage;
+bool vmf_answer_send(VmfRecordWriter *writer, const VmfAnswerMessage *message, GError **error);
+bool vmf_answer_decode(const VmfRecord *record, bool swap, VmfAnswerMessage *out, GError **error);
+
+/* DISK_SYNC, and DISK_SYNCED that answers it. */
+typedef struct {
+    uint64_t cookie;
+    uint32_t flags; /* VMF_DISK_SYNC_…; of an answer 0 */
+    uint32_t n_disks;
+    const uint32_t *disks; /* indexes of the copied ones, rising: the caller's */
+    uint64_t *sums;        /* by place in @disks; owned where it was decoded */
+} VmfDiskSync;
+bool vmf_disk_sync_send(VmfRecordWriter *writer, uint32_t type, const VmfDiskSync *message, GError **error);
+/* @n_disks and @disks: which there have to be. */
+bool vmf_disk_sync_decode(const VmfRecord *record, bool swap, uint32_t n_disks, const uint32_t *disks, VmfDiskSync *out, GError **error);
+void vmf_disk_sync_clear(VmfDiskSync *message);
 
 /* A record that has to be empty. */
 bool vmf_empty_check(const VmfRecord *record, GError **error);

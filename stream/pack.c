@@ -1,16 +1,22 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "stream/pack.h"
 
+bool vmf_is_text(const char *octets, size_t length)
+{
+    bool good = g_utf8_validate_len(octets, length, NULL);
+
+    for (size_t i = 0; i < length; i++)
+        good &= (uint8_t)octets[i] >= 0x20 && octets[i] != 0x7f;
+    return good;
+}
+
 char *vmf_unpack_string(VmfUnpack *unpack, size_t length)
 {
     const char *at = (const char *)vmf_unpack_bytes(unpack, length);
 
     if (!at)
         return NULL;
-    bool good = g_utf8_validate_len(at, length, NULL);
-    for (size_t i = 0; i < length; i++)
-        good &= (uint8_t)at[i] >= 0x20 && at[i] != 0x7f;
-    if (!good) {
+    if (!vmf_is_text(at, length)) {
         unpack->failed = true;
         return NULL;
     }

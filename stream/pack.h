@@ -106,7 +106,11 @@ static inline bool vmf_unpack_done(const VmfUnpack *unpack)
     return !unpack->failed && unpack->left == 0;
 }
 
-/* A string of @length bytes as UTF-8 without control characters, newly allocated; NULL (and failed) otherwise. */
+/* What a string on the wire may be: UTF-8 without control characters. Who sends one checks it too, so that it is refused where it was
+ * given. */
+bool vmf_is_text(const char *octets, size_t length);
+
+/* A string of @length bytes, newly allocated; NULL (and failed) where it is no text. */
 char *vmf_unpack_string(VmfUnpack *unpack, size_t length);
 
 #endif

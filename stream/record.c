@@ -47,6 +47,14 @@ void vmf_wire_pages_swap(VmfWirePages *pages)
     }
 }
 
+void vmf_wire_extent_swap(VmfWireExtent *extent)
+{
+    extent->disk = __builtin_bswap32(extent->disk);
+    extent->flags = __builtin_bswap32(extent->flags);
+    extent->offset = __builtin_bswap64(extent->offset);
+    extent->length = __builtin_bswap64(extent->length);
+}
+
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
 VmfRecordWriter *vmf_record_writer_new(VmfChannel *channel, VmfStreamFormat format)
@@ -171,25 +179,41 @@ static bool write_payload_locked(VmfRecordWriter *writer, const struct iovec *io
     return done;
 }
 
+/* @wire: the checked part of the body, in the stream's order. */
+static bool write_with_payload(VmfRecordWriter *writer, uint32_t type, const void *wire, size_t length, const struct iovec *iov, int n_iov,
+                               size_t payload, GError **error)
+{
+    VmfWireRecordHeader header = make_header(&writer->format, type, wire, (uint32_t)length, (uint32_t)(length + payload));
+
+    g_assert(n_iov < IOV_LOCAL && payload % 8 == 0);
+    pthread_mutex_lock(&writer->lock);
+    append_locked(writer, &header, sizeof(header));
+    append_locked(writer, wire, length);
+    bool done = payload <= SMALL_PAYLOAD ? queue_payload_locked(writer, iov, n_iov, error)
+                                         : write_payload_locked(writer, iov, n_iov, error);
+    VMF_TRACE(record_written, writer, type, length + payload);
+    pthread_mutex_unlock(&writer->lock);
+    return done;
+}
+
 bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, const struct iovec *iov, int n_iov, size_t payload,
                             GError **error)
 {
     VmfWirePages wire = *meta;
 
-    g_assert(n_iov < IOV_LOCAL && payload % 8 == 0);
     if (writer->format.swap)
         vmf_wire_pages_swap(&wire);
-    VmfWireRecordHeader header =
-        make_header(&writer->format, VMF_RECORD_PAGES, &wire, sizeof(wire), (uint32_t)(sizeof(wire) + payload));
+    return write_with_payload(writer, VMF_RECORD_PAGES, &wire, sizeof(wire), iov, n_iov, payload, error);
+}
 
-    pthread_mutex_lock(&writer->lock);
-    append_locked(writer, &header, sizeof(header));
-    append_locked(writer, &wire, sizeof(wire));
-    bool done = payload <= SMALL_PAYLOAD ? queue_payload_locked(writer, iov, n_iov, error)
-                                         : write_payload_locked(writer, iov, n_iov, error);
-    VMF_TRACE(record_written, writer, VMF_RECORD_PAGES, sizeof(wire) + payload);
-    pthread_mutex_unlock(&writer->lock);
-    return done;
+bool vmf_record_write_extent(VmfRecordWriter *writer, const VmfWireExtent *meta, const void *data, size_t payload, GError **error)
+{
+    struct iovec iov = {(void *)data, payload};
+    VmfWireExtent wire = *meta;
+
+    if (writer->format.swap)
+        vmf_wire_extent_swap(&wire);
+    return write_with_payload(writer, VMF_RECORD_EXTENT, &wire, sizeof(wire), &iov, payload > 0, payload, error);
 }
 
 void vmf_record_writer_sum_begin(VmfRecordWriter *writer)
@@ -276,13 +300,45 @@ static bool read_header(VmfRecordReader *reader, VmfWireRecordHeader *raw, VmfWi
 
 static bool check_shape(const VmfWireRecordHeader *header, GError **error)
 {
-    if (header->type == VMF_RECORD_PAGES && header->checked == sizeof(VmfWirePages))
-        return true;
-    if (header->type != VMF_RECORD_PAGES && (header->checked == header->length || !vmf_record_name(header->type)))
+    bool has_payload = header->type == VMF_RECORD_PAGES || header->type == VMF_RECORD_EXTENT;
+    size_t checked = header->type == VMF_RECORD_PAGES ? sizeof(VmfWirePages) : sizeof(VmfWireExtent);
+
+    if (has_payload ? header->checked == checked : header->checked == header->length || !vmf_record_name(header->type))
         return true;
     g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_LENGTH, "record 0x%x: %u of %u octets are checked", header->type,
                 header->checked, header->length);
     return false;
+}
+
+static bool is_beyond_memory(const VmfRecordReader *reader, const VmfWireRecordHeader *header)
+{
+    return reader->memory_max > 0 && header->checked > reader->memory_max;
+}
+
+/* Reads the checked octets and goes on with their CRC. */
+static bool read_checked(VmfRecordReader *reader, const VmfWireRecordHeader *header, uint32_t *crc, GError **error)
+{
+    if (!reserve(reader, header->checked, error) || !read_bytes(reader, reader->buffer, header->checked, error))
+        return false;
+    *crc = vmf_crc32c(*crc, reader->buffer, header->checked);
+    return true;
+}
+
+/* The same without keeping them: of a record that will be passed over. */
+static bool read_checked_in_pieces(VmfRecordReader *reader, const VmfWireRecordHeader *header, uint32_t *crc, GError **error)
+{
+    uint8_t piece[4096];
+
+    if (vmf_record_name(header->type) || !(header->type & VMF_RECORD_OPTIONAL)) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_RECORD_BODY, "record 0x%x: %u octets: too long here", header->type, header->checked);
+        return false;
+    }
+    for (uint32_t left = header->checked; left > 0; left -= MIN(left, sizeof(piece))) {
+        if (!read_bytes(reader, piece, MIN(left, sizeof(piece)), error))
+            return false;
+        *crc = vmf_crc32c(*crc, piece, MIN(left, sizeof(piece)));
+    }
+    return true;
 }
 
 static bool read_padding(VmfRecordReader *reader, uint32_t length, GError **error)
@@ -302,21 +358,28 @@ bool vmf_record_read(VmfRecordReader *reader, VmfRecord *record, GError **error)
 {
     VmfWireRecordHeader raw, header;
 
-    g_assert(reader->payload_left == 0);
+    if (reader->payload_left > 0) { /* it could not be read or skipped: where the next record would begin is not known */
+        g_set_error(error, VMF_ERROR, VMF_ERROR_CUT, "record: the last one was not read to its end");
+        return false;
+    }
     if (reader->sum)
         reader->sum_before = XXH3_64bits_digest(reader->sum);
-    if (!read_header(reader, &raw, &header, error) || !reserve(reader, header.checked, error) ||
-        !read_bytes(reader, reader->buffer, header.checked, error))
+    if (!read_header(reader, &raw, &header, error))
         return false;
     uint32_t crc = vmf_crc32c(0, &raw, offsetof(VmfWireRecordHeader, crc32c));
-    if (vmf_crc32c(crc, reader->buffer, header.checked) != header.crc32c) {
+    bool pieces = is_beyond_memory(reader, &header);
+    if (pieces ? !read_checked_in_pieces(reader, &header, &crc, error) : !read_checked(reader, &header, &crc, error))
+        return false;
+    if (!vmf_crc32c_matches(crc, header.crc32c)) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_CRC, "record 0x%x: CRC is wrong", header.type);
         return false;
     }
     if (!check_shape(&header, error))
         return false;
     VMF_TRACE(record_read, reader, header.type, header.length);
-    *record = (VmfRecord){.type = header.type, .length = header.length, .body = reader->buffer, .checked = header.checked};
+    *record = (VmfRecord){
+        .type = header.type, .length = header.length, .body = pieces ? NULL : reader->buffer, .checked = header.checked};
+    atomic_fetch_add_explicit(&reader->n_records, 1, memory_order_relaxed);
     reader->payload_left = header.length - header.checked;
     return reader->payload_left > 0 || read_padding(reader, header.length, error);
 }
@@ -341,6 +404,17 @@ bool vmf_record_skip_payload(VmfRecordReader *reader, uint32_t length, GError **
         reader->payload_left -= n;
     }
     return read_padding(reader, length, error);
+}
+
+bool vmf_record_read_known(VmfRecordReader *reader, VmfRecord *record, GError **error)
+{
+    do {
+        if (!vmf_record_read(reader, record, error))
+            return false;
+        if (reader->payload_left > 0 && !vmf_record_skip_payload(reader, record->length, error))
+            return false;
+    } while (!vmf_record_name(record->type) && record->type & VMF_RECORD_OPTIONAL);
+    return true;
 }
 
 void vmf_record_reader_sum_begin(VmfRecordReader *reader)

@@ -7,6 +7,7 @@
 #define VMF_STREAM_RECORD_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/uio.h>
 #include <xxhash.h>
 
@@ -55,6 +56,9 @@ bool vmf_record_flush(VmfRecordWriter *writer, GError **error);
 bool vmf_record_write_pages(VmfRecordWriter *writer, const VmfWirePages *meta, const struct iovec *iov, int n_iov, size_t payload,
                             GError **error);
 
+/* Writes EXTENT: @meta in host order, then @payload octets at @data (none: NULL, 0). One system call where the channel takes it whole. */
+bool vmf_record_write_extent(VmfRecordWriter *writer, const VmfWireExtent *meta, const void *data, size_t payload, GError **error);
+
 /* Begins and ends the sum over octets written (read); end gives it. */
 void vmf_record_writer_sum_begin(VmfRecordWriter *writer);
 uint64_t vmf_record_writer_sum_end(VmfRecordWriter *writer);
@@ -64,7 +68,7 @@ uint64_t vmf_record_writer_sum_end(VmfRecordWriter *writer);
 typedef struct {
     uint32_t type;
     uint32_t length;      /* of the body */
-    const uint8_t *body;  /* the checked octets; valid until the next read */
+    const uint8_t *body;  /* the checked octets; valid until the next read. NULL: unknown, optional and beyond memory_max */
     uint32_t checked;
 } VmfRecord;
 
@@ -77,6 +81,8 @@ typedef struct {
     uint32_t payload_left; /* of the record that was read last: not covered by the CRC, not read yet */
     XXH3_state_t *sum;
     uint64_t sum_before;   /* the sum as it was ahead of the last record */
+    uint32_t memory_max;   /* octets of a body that are held; 0: VMF_RECORD_BODY_MAX. Who waits for strangers has many readers */
+    _Atomic uint64_t n_records; /* read so far: a sign of life for others */
     int64_t deadline_ns;   /* CLOCK_MONOTONIC, of every read: then VMF_ERROR_TIMEOUT. 0: none. For handshakes */
 } VmfRecordReader;
 
@@ -96,6 +102,9 @@ bool vmf_record_read_payload(VmfRecordReader *reader, struct iovec *iov, int n_i
 /* Reads past what is left of the payload of a record of @length octets, and its padding: an unknown optional record. */
 bool vmf_record_skip_payload(VmfRecordReader *reader, uint32_t length, GError **error);
 
+/* The next record that is known or mandatory, without its payload: for channels that carry no pages. */
+bool vmf_record_read_known(VmfRecordReader *reader, VmfRecord *record, GError **error);
+
 void vmf_record_reader_sum_begin(VmfRecordReader *reader);
 /* @before_last: without the record that was read last. */
 uint64_t vmf_record_reader_sum_end(VmfRecordReader *reader, bool before_last);
@@ -104,5 +113,6 @@ uint64_t vmf_record_reader_sum_end(VmfRecordReader *reader, bool before_last);
 void vmf_record_set_order_error(GError **error, uint32_t type, const char *where);
 
 void vmf_wire_pages_swap(VmfWirePages *pages);
+void vmf_wire_extent_swap(VmfWireExtent *extent);
 
 #endif

@@ -20,6 +20,11 @@ static void clear_section(void *p)
     g_free(((VmfStaticSection *)p)->name);
 }
 
+static void clear_disk(void *p)
+{
+    g_free(((VmfStaticDisk *)p)->name);
+}
+
 static GArray *array_of(size_t size, GDestroyNotify clear)
 {
     GArray *array = g_array_new(false, true, (guint)size);
@@ -35,6 +40,7 @@ VmfStaticData *vmf_static_data_new(void)
     data->properties = array_of(sizeof(VmfStaticProperty), clear_property);
     data->blocks = array_of(sizeof(VmfStaticBlock), clear_block);
     data->sections = array_of(sizeof(VmfStaticSection), clear_section);
+    data->disks = array_of(sizeof(VmfStaticDisk), clear_disk);
     return data;
 }
 
@@ -45,6 +51,7 @@ void vmf_static_data_free(VmfStaticData *data)
     g_array_unref(data->properties);
     g_array_unref(data->blocks);
     g_array_unref(data->sections);
+    g_array_unref(data->disks);
     g_free(data->host);
     g_free(data);
 }
@@ -66,6 +73,13 @@ void vmf_static_data_add_section(VmfStaticData *data, const char *name, uint32_t
 {
     VmfStaticSection section = {g_strdup(name), instance, version};
     g_array_append_val(data->sections, section);
+}
+
+void vmf_static_data_add_disk(VmfStaticData *data, const VmfStaticDisk *disk)
+{
+    VmfStaticDisk copy = *disk;
+    copy.name = g_strdup(disk->name);
+    g_array_append_val(data->disks, copy);
 }
 
 bool vmf_static_data_is_static(uint32_t type)
@@ -119,6 +133,17 @@ static void pack_sections(const VmfStaticData *data, VmfPack *pack)
     }
 }
 
+static void pack_disk(const VmfStaticDisk *disk, uint32_t index, VmfPack *pack)
+{
+    vmf_pack_u32(pack, index);
+    vmf_pack_u32(pack, disk->flags);
+    vmf_pack_u64(pack, disk->size);
+    vmf_pack_u32(pack, disk->sector_bytes);
+    vmf_pack_u16(pack, (uint16_t)strlen(disk->name));
+    vmf_pack_u16(pack, 0);
+    vmf_pack_bytes(pack, disk->name, strlen(disk->name));
+}
+
 static void pack_features(const VmfStaticData *data, VmfPack *pack)
 {
     vmf_pack_u64(pack, data->features_offered);
@@ -158,6 +183,11 @@ static bool write_records(const VmfStaticData *data, VmfRecordWriter *writer, Vm
     for (guint i = 0; i < data->blocks->len; i++) {
         pack_block(&g_array_index(data->blocks, VmfStaticBlock, i), i, pack);
         if (!queue(writer, VMF_RECORD_RAM_BLOCK, pack, error))
+            return false;
+    }
+    for (guint i = 0; i < data->disks->len; i++) {
+        pack_disk(&g_array_index(data->disks, VmfStaticDisk, i), i, pack);
+        if (!queue(writer, VMF_RECORD_GUEST_DISK, pack, error))
             return false;
     }
     pack_sections(data, pack);
@@ -261,6 +291,55 @@ static bool take_block(VmfStaticData *data, VmfUnpack *unpack, GError **error)
     return true;
 }
 
+static bool has_disk(const VmfStaticData *data, const char *name)
+{
+    for (guint i = 0; i < data->disks->len; i++)
+        if (strcmp(g_array_index(data->disks, VmfStaticDisk, i).name, name) == 0)
+            return true;
+    return false;
+}
+
+static bool disk_fits(const VmfStaticDisk *disk)
+{
+    return (disk->sector_bytes == 512 || disk->sector_bytes == 4096) && disk->size > 0 && disk->size % disk->sector_bytes == 0 &&
+           disk->size <= (disk->flags & VMF_WIRE_DISK_COPIED ? VMF_WIRE_COPIED_DISK_SIZE_MAX : VMF_WIRE_DISK_SIZE_MAX) &&
+           !(disk->flags & ~VMF_WIRE_DISK_COPIED);
+}
+
+static bool take_disk(VmfStaticData *data, VmfUnpack *unpack, GError **error)
+{
+    uint32_t index = vmf_unpack_u32(unpack);
+    VmfStaticDisk disk = {
+        .flags = vmf_unpack_u32(unpack),
+        .size = vmf_unpack_u64(unpack),
+        .sector_bytes = vmf_unpack_u32(unpack),
+    };
+    uint16_t name_length = vmf_unpack_u16(unpack);
+    vmf_unpack_zero(unpack, 2);
+    g_autofree char *name = unpack_name(unpack, name_length, VMF_WIRE_DISK_NAME_MAX);
+
+    if (!vmf_unpack_done(unpack) || index != data->disks->len || index >= VMF_WIRE_DISKS_MAX)
+        return bad_body(VMF_RECORD_GUEST_DISK, "does not fit its fields, or is out of order", error);
+    if (!disk_fits(&disk))
+        return bad_body(VMF_RECORD_GUEST_DISK, "size, sector size or flags", error);
+    if (has_disk(data, name))
+        return duplicate(VMF_RECORD_GUEST_DISK, name, error);
+    disk.name = name;
+    vmf_static_data_add_disk(data, &disk);
+    return true;
+}
+
+/* A target that does not know disks has to see that it cannot take them: so the feature is required. */
+bool vmf_static_data_check(const VmfStaticData *data, GError **error)
+{
+    bool copied = false;
+
+    for (guint i = 0; i < data->disks->len; i++)
+        copied |= g_array_index(data->disks, VmfStaticDisk, i).flags & VMF_WIRE_DISK_COPIED;
+    return !copied || data->features_required & VMF_FEATURE_DISKS ||
+           bad_body(VMF_RECORD_GUEST_DISK, "copied, though the feature is not required", error);
+}
+
 static bool has_section(const VmfStaticData *data, const char *name, uint32_t instance)
 {
     for (guint i = 0; i < data->sections->len; i++) {
@@ -335,6 +414,8 @@ bool vmf_static_data_take(VmfStaticData *data, const VmfRecord *record, bool swa
         return take_features(data, &unpack, error);
     case VMF_RECORD_HOST:
         return take_host(data, &unpack, error);
+    case VMF_RECORD_GUEST_DISK:
+        return take_disk(data, &unpack, error);
     default:
         vmf_record_set_order_error(error, record->type, "in static data");
         return false;

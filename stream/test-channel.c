@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Every kind of channel keeps the same promises: the same tests over each. */
+#include "stream/channel-bytes.h"
 #include "stream/channel-fd.h"
 #include "stream/channel-wait.h"
 
@@ -483,6 +484,26 @@ static void heads_of_vectors(void **state)
     assert_int_equal(vmf_iov_length(head, 3), 5);
 }
 
+static void octets_in_memory_are_a_channel(void **state)
+{
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+    g_autoptr(VmfChannel) writer = vmf_channel_into_bytes(bytes, "test");
+    char octets[8] = "";
+    bool ended = false;
+
+    assert_true(vmf_channel_write_all(writer, "abc", 3, NULL) && vmf_channel_write_all(writer, "defg", 4, NULL));
+    assert_int_equal(bytes->len, 7);
+    assert_false(vmf_channel_read_all(writer, octets, 1, NULL));
+
+    g_autoptr(VmfChannel) reader = vmf_channel_of_bytes(bytes->data, bytes->len, "test");
+    assert_true(vmf_channel_read_all(reader, octets, 5, NULL));
+    assert_string_equal(octets, "abcde");
+    assert_int_equal(vmf_channel_bytes_position(reader), 5);
+    assert_false(vmf_channel_write_all(reader, "x", 1, NULL));
+    assert_true(vmf_channel_read_all(reader, octets, 2, NULL));
+    assert_true(vmf_channel_read_all_or_end(reader, octets, 1, &ended, NULL) && ended);
+}
+
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
 
 #define OF_ALL(f)                                                                                                      \
@@ -513,6 +534,7 @@ static const struct CMUnitTest particular[] = {
     cmocka_unit_test(a_socket_tells_what_is_on_its_way),
     cmocka_unit_test(descriptors_that_are_no_channel),
     cmocka_unit_test(heads_of_vectors),
+    cmocka_unit_test(octets_in_memory_are_a_channel),
 };
 
 int main(void)

@@ -510,6 +510,134 @@ static void a_limit_outlives_its_maker(void **state)
     free_ends((Ends){near, far});
 }
 
+/* ---- a link that fails ------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    VmfLink *link;
+    Ends old, later;
+} LinkRig;
+
+static Ends over(VmfLink *link)
+{
+    VmfChannel *a, *b;
+
+    vmf_channel_memory_pair(1024, &a, &b);
+    return (Ends){vmf_filter_link(a, link), b};
+}
+
+/* @later is added once the link has failed for channels of the next @for_ns. */
+static LinkRig failed_link(VmfLinkFailure how, int64_t for_ns)
+{
+    LinkRig rig = {.link = vmf_link_new()};
+
+    rig.old = over(rig.link);
+    vmf_link_fail(rig.link, how, for_ns);
+    rig.later = over(rig.link);
+    return rig;
+}
+
+static void free_rig(LinkRig *rig)
+{
+    free_ends(rig->old);
+    free_ends(rig->later);
+    vmf_link_unref(rig->link);
+}
+
+static void assert_passes(Ends ends)
+{
+    char text[LENGTH + 1];
+
+    assert_true(write_text(ends.near, NULL));
+    assert_true(read_text(ends.far, text, LENGTH, NULL));
+    assert_string_equal(text, TEXT);
+}
+
+static void assert_cut(Ends ends)
+{
+    g_autoptr(GError) error = NULL;
+    char text[LENGTH + 1];
+
+    assert_false(write_text(ends.near, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT));
+    g_clear_error(&error);
+    assert_false(read_text(ends.near, text, 1, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT));
+    assert_false(read_text(ends.far, text, 1, NULL));
+}
+
+static void assert_silent(Ends ends)
+{
+    assert_true(write_text(ends.near, NULL));
+    assert_true(write_text(ends.far, NULL));
+    assert_int_equal(vmf_channel_wait_readable(ends.near, MS, NULL), 0);
+    assert_int_equal(vmf_channel_wait_readable(ends.far, MS, NULL), 0);
+}
+
+static void a_link_that_is_whole_lets_all_pass(void **state)
+{
+    g_autoptr(VmfLink) link = vmf_link_new();
+    Ends ends = over(link);
+
+    assert_passes(ends);
+    assert_passes((Ends){ends.far, ends.near});
+    free_ends(ends);
+}
+
+static void a_cut_link_ends_what_there_is(void **state)
+{
+    LinkRig rig = failed_link(VMF_LINK_CUT, 0);
+
+    assert_cut(rig.old);
+    assert_passes(rig.later);
+    free_rig(&rig);
+}
+
+static void a_link_that_stays_cut_ends_what_comes(void **state)
+{
+    LinkRig rig = failed_link(VMF_LINK_CUT, FOR_EVER);
+
+    assert_cut(rig.old);
+    assert_cut(rig.later);
+    free_rig(&rig);
+}
+
+static void a_silent_link_swallows_both_ways(void **state)
+{
+    LinkRig rig = failed_link(VMF_LINK_SILENT, HOUR);
+
+    assert_silent(rig.old);
+    assert_silent(rig.later);
+    vmf_channel_shutdown(rig.old.near);
+    assert_int_equal(vmf_channel_wait_readable(rig.old.near, FOR_EVER, NULL), 1);
+    free_rig(&rig);
+}
+
+static void *read_a_byte(void *channel)
+{
+    char byte;
+
+    return vmf_channel_read_all(channel, &byte, 1, NULL) ? channel : NULL;
+}
+
+static void a_link_fails_under_its_readers(void **state)
+{
+    for (unsigned how = VMF_LINK_CUT; how <= VMF_LINK_SILENT; how++) {
+        g_autoptr(VmfLink) link = vmf_link_new();
+        Ends ends = over(link);
+        pthread_t reader;
+        void *got;
+
+        assert_int_equal(pthread_create(&reader, NULL, read_a_byte, ends.near), 0);
+        vmf_link_fail(link, how, 0);
+        vmf_channel_write_all(ends.far, "x", 1, NULL);
+        if (how == VMF_LINK_SILENT)
+            vmf_channel_shutdown(ends.near);
+        assert_int_equal(pthread_join(reader, &got), 0);
+        assert_null(got);
+        free_ends(ends);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -536,6 +664,11 @@ int main(void)
         cmocka_unit_test(a_changed_limit_takes_effect_at_once),
         cmocka_unit_test(shutdown_wakes_who_waits_for_a_limit),
         cmocka_unit_test(a_limit_outlives_its_maker),
+        cmocka_unit_test(a_link_that_is_whole_lets_all_pass),
+        cmocka_unit_test(a_cut_link_ends_what_there_is),
+        cmocka_unit_test(a_link_that_stays_cut_ends_what_comes),
+        cmocka_unit_test(a_silent_link_swallows_both_ways),
+        cmocka_unit_test(a_link_fails_under_its_readers),
     };
 
     return cmocka_run_group_tests_name("filter", tests, NULL, NULL);

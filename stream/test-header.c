@@ -34,6 +34,13 @@ static bool decode_preamble(const uint8_t *in, VmfPreamble *preamble, VmfStreamF
     return vmf_preamble_decode(copy, preamble, format, error);
 }
 
+static bool decode_token_preamble(const uint8_t *in, VmfTokenPreamble *preamble, VmfStreamFormat *format, GError **error)
+{
+    g_autofree uint8_t *copy = g_memdup2(in, VMF_PREAMBLE_SIZE);
+
+    return vmf_token_preamble_decode(copy, preamble, format, error);
+}
+
 /* ---- image header ----------------------------------------------------------------------------------------------------------
  */
 
@@ -214,11 +221,55 @@ static void test_preamble(void **state)
     }
 }
 
+static void test_token_preamble(void **state)
+{
+    VmfTokenPreamble preamble = {.token = "fifteen letters"}, got;
+    VmfStreamFormat format = {.version = 3, .swap = true}, got_format;
+    VmfPreamble pages;
+    uint8_t wire[VMF_PREAMBLE_SIZE];
+
+    vmf_token_preamble_encode(&preamble, &format, wire);
+    assert_int_equal(vmf_opening_classify(wire), VMF_OPENING_TOKEN);
+    assert_memory_equal(wire, "VMFTOKEN\0\0\0\3", 12);
+    assert_memory_equal(wire + 16, "fifteen letters", 16);
+    assert_true(decode_token_preamble(wire, &got, &got_format, NULL));
+    assert_memory_equal(got.token, preamble.token, 16);
+    assert_true(got_format.version == 3 && got_format.swap && !got_format.one_way);
+    for (size_t at = 0; at < sizeof(wire); at++)
+        for (unsigned bit = 0; bit < 8; bit++) {
+            g_autoptr(GError) error = NULL;
+            wire[at] ^= 1u << bit;
+            assert_false(decode_token_preamble(wire, &got, &got_format, &error));
+            assert_error(error, at < 8                               ? VMF_ERROR_MAGIC
+                                : at < 12 && !(at == 11 && bit == 0) ? VMF_ERROR_VERSION
+                                                                     : VMF_ERROR_CRC);
+            wire[at] ^= 1u << bit;
+        }
+    for (size_t at = 13; at < 44; at == 15 ? at = 32 : at++) { /* one-way; reserved octets on both sides of the token */
+        g_autoptr(GError) error = NULL;
+        vmf_token_preamble_encode(&preamble, &format, wire);
+        wire[at] ^= 2;
+        seal(wire, sizeof(wire), true);
+        assert_false(decode_token_preamble(wire, &got, &got_format, &error));
+        assert_error(error, VMF_ERROR_RECORD_BODY);
+    }
+    /* Neither kind of opening is taken for the other. */
+    g_autoptr(GError) error = NULL;
+    vmf_token_preamble_encode(&preamble, &format, wire);
+    assert_false(decode_preamble(wire, &pages, &got_format, &error));
+    assert_error(error, VMF_ERROR_MAGIC);
+    vmf_preamble_encode(&(VmfPreamble){.epoch = 1}, &format, wire);
+    assert_false(decode_token_preamble(wire, &got, &got_format, &error));
+    assert_error(error, VMF_ERROR_MAGIC);
+}
+
 static void test_openings(void **state)
 {
     assert_int_equal(vmf_opening_classify((const uint8_t *)"\xff\xff\xff\xff\xff\xff\xff\xff"), VMF_OPENING_MAIN);
     assert_int_equal(vmf_opening_classify((const uint8_t *)"GET / HT"), VMF_OPENING_STRANGER);
     assert_int_equal(vmf_opening_classify((const uint8_t *)"VMFPAGEs"), VMF_OPENING_STRANGER);
+    assert_int_equal(vmf_opening_classify((const uint8_t *)"VMFTOKEN"), VMF_OPENING_TOKEN);
+    assert_int_equal(vmf_opening_classify((const uint8_t *)"VMFTOKEn"), VMF_OPENING_STRANGER);
     assert_int_equal(vmf_opening_classify((const uint8_t *)"\0\0\0\0\0\0\0"), VMF_OPENING_STRANGER);
     assert_int_equal(vmf_opening_classify((const uint8_t *)"\xff\xff\xff\xff\xff\xff\xff\xfe"), VMF_OPENING_STRANGER);
 }
@@ -230,7 +281,7 @@ int main(void)
         cmocka_unit_test(test_image_every_bit),    cmocka_unit_test(test_image_options),
         cmocka_unit_test(test_machine_round_trip), cmocka_unit_test(test_machine_every_bit),
         cmocka_unit_test(test_machine_fields),     cmocka_unit_test(test_preamble),
-        cmocka_unit_test(test_openings),
+        cmocka_unit_test(test_token_preamble),     cmocka_unit_test(test_openings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -124,6 +124,27 @@ static bool try_target_host(const VmfRecord *record, bool swap, void *opaque, GE
     return vmf_target_host_decode(record, swap, &name, error);
 }
 
+static bool try_target_state(const VmfRecord *record, bool swap, void *opaque, GError **error)
+{
+    uint8_t id[16];
+    return vmf_target_state_decode(record, id, error);
+}
+
+static bool try_question(const VmfRecord *record, bool swap, void *token, GError **error)
+{
+    VmfQuestion question;
+    return vmf_question_decode(record, token, &question, error);
+}
+
+static bool try_answer(const VmfRecord *record, bool swap, void *opaque, GError **error)
+{
+    VmfAnswerMessage out;
+    bool good = vmf_answer_decode(record, swap, &out, error);
+
+    assert_true(!good || out.answer != VMF_ANSWER_NONE);
+    return good;
+}
+
 static bool try_empty(const VmfRecord *record, bool swap, void *opaque, GError **error)
 {
     return vmf_empty_check(record, error);
@@ -430,8 +451,14 @@ static void test_report(void **state)
         VmfRecord record = read_back(&link, VMF_RECORD_REPORT);
         assert_true(vmf_report_decode(&record, swap, &out, NULL));
         assert_memory_equal(out.token, in.token, 16);
-        assert_true(out.gap_known && out.guest_gap_ns == in.guest_gap_ns);
+        assert_true(out.gap_known && !out.not_started && out.guest_gap_ns == in.guest_gap_ns);
         try_all(try_report, &record, swap, NULL);
+        in.gap_known = false;
+        in.not_started = true;
+        assert_true(vmf_report_send(link.writer, &in, NULL));
+        record = read_back(&link, VMF_RECORD_REPORT);
+        assert_true(vmf_report_decode(&record, swap, &out, NULL));
+        assert_true(!out.gap_known && out.not_started);
     }
 }
 
@@ -444,6 +471,64 @@ static void test_target_host(void **state)
         assert_true(vmf_target_host_decode(&record, swap, &name, NULL));
         assert_string_equal(name, "host-b.example");
         try_all(try_target_host, &record, swap, NULL);
+    }
+}
+
+static void test_target_state(void **state)
+{
+    FOR_BOTH_ORDERS (link) {
+        uint8_t id[16] = "fifteen letters", out[16], zeros[16] = {0};
+        assert_true(vmf_target_state_send(link.writer, id, NULL));
+        VmfRecord record = read_back(&link, VMF_RECORD_TARGET_STATE);
+        assert_true(vmf_target_state_decode(&record, out, NULL));
+        assert_memory_equal(out, id, sizeof(id));
+        try_all(try_target_state, &record, swap, NULL);
+        assert_true(vmf_target_state_send(link.writer, zeros, NULL));
+        record = read_back(&link, VMF_RECORD_TARGET_STATE);
+        assert_false(try_once(try_target_state, record.type, record.body, record.length, swap, NULL));
+    }
+}
+
+static void test_questions(void **state)
+{
+    static const uint32_t types[] = {VMF_RECORD_QUERY, VMF_RECORD_ABORT, VMF_RECORD_INQUIRE};
+
+    FOR_BOTH_ORDERS (link) {
+        for (VmfQuestion question = VMF_QUESTION_QUERY; question <= VMF_QUESTION_INQUIRE; question++) {
+            uint8_t token[VMF_TOKEN_SIZE] = "fifteen letters", other[VMF_TOKEN_SIZE] = "another fifteen";
+            VmfQuestion out;
+            assert_true(vmf_question_send(link.writer, question, token, NULL));
+            VmfRecord record = read_back(&link, types[question]);
+            assert_true(vmf_question_decode(&record, token, &out, NULL));
+            assert_int_equal(out, question);
+            try_all(try_question, &record, swap, token);
+            g_autoptr(GError) error = NULL;
+            assert_false(vmf_question_decode(&record, other, &out, &error));
+            assert_error(error, VMF_ERROR_RECORD_BODY);
+            record.type = VMF_RECORD_RUN;
+            assert_false(vmf_question_decode(&record, token, &out, &error));
+            assert_error(error, VMF_ERROR_RECORD_ORDER);
+        }
+    }
+}
+
+static void test_answers(void **state)
+{
+    FOR_BOTH_ORDERS (link) {
+        for (unsigned answer = 0; answer <= VMF_ANSWER_N; answer++) {
+            VmfAnswerMessage in = {.token = "fifteen letters", .state_directory = "another fifteen", .answer = answer}, out;
+            assert_true(vmf_answer_send(link.writer, &in, NULL));
+            VmfRecord record = read_back(&link, VMF_RECORD_ANSWER);
+            assert_int_equal(record.length, 40);
+            bool known = answer != VMF_ANSWER_NONE && answer != VMF_ANSWER_N;
+            assert_int_equal(vmf_answer_decode(&record, swap, &out, NULL), known);
+            if (!known)
+                continue;
+            assert_int_equal(out.answer, answer);
+            assert_memory_equal(out.token, in.token, sizeof(in.token));
+            assert_memory_equal(out.state_directory, in.state_directory, sizeof(in.state_directory));
+            try_all(try_answer, &record, swap, NULL);
+        }
     }
 }
 
@@ -472,6 +557,9 @@ int main(void)
         cmocka_unit_test(test_complaints),
         cmocka_unit_test(test_report),
         cmocka_unit_test(test_target_host),
+        cmocka_unit_test(test_target_state),
+        cmocka_unit_test(test_questions),
+        cmocka_unit_test(test_answers),
         cmocka_unit_test(test_empty),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

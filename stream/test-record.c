@@ -188,6 +188,41 @@ static void test_unknown_is_passed_over(void **state)
         }
 }
 
+/* Beyond the memory that a reader may use nothing is kept: optional records are checked all the same, known ones refused. */
+static void test_memory_is_bounded(void **state)
+{
+    g_autofree uint8_t *body = pattern(100000);
+    g_autoptr(GByteArray) octets = forge((Head){UNKNOWN_OPTIONAL, 100000, 99999}, body, 100000, false);
+    g_autoptr(GByteArray) known = forge((Head){VMF_RECORD_SECTION, 5000, 5000}, body, 5000, false);
+    g_autoptr(GError) error = NULL;
+    VmfRecord record;
+
+    for (unsigned damaged = 0; damaged < 2; damaged++) {
+        octets->data[90000] ^= damaged;
+        Link link = link_with(octets->data, octets->len, false);
+        link.reader->memory_max = 4999;
+        assert_int_equal(vmf_record_read(link.reader, &record, &error), !damaged);
+        assert_int_equal(link.reader->buffer_size, 0);
+        if (!damaged) {
+            assert_null(record.body);
+            assert_int_equal(record.checked, 99999);
+            assert_true(vmf_record_skip_payload(link.reader, record.length, NULL));
+            assert_int_equal(link.reader->n_records, 1);
+        }
+        link_free(&link);
+    }
+    assert_error(error, VMF_ERROR_CRC);
+    for (uint32_t memory = 4999; memory <= 5000; memory++) {
+        Link link = link_with(known->data, known->len, false);
+        link.reader->memory_max = memory;
+        g_clear_error(&error);
+        assert_int_equal(vmf_record_read(link.reader, &record, &error), memory == 5000);
+        if (memory < 5000)
+            assert_error(error, VMF_ERROR_RECORD_BODY);
+        link_free(&link);
+    }
+}
+
 static void test_unknown_that_is_cut(void **state)
 {
     g_autofree uint8_t *body = pattern(5001);
@@ -200,6 +235,8 @@ static void test_unknown_that_is_cut(void **state)
         assert_true(vmf_record_read(link.reader, &record, NULL));
         assert_false(vmf_record_skip_payload(link.reader, record.length, &error));
         assert_error(error, VMF_ERROR_CUT);
+        /* Who asks for one more all the same, to find out why, is told so. */
+        assert_false(vmf_record_read(link.reader, &record, NULL));
         link_free(&link);
     }
     /* Whole, but with padding that is not zero. */
@@ -381,6 +418,7 @@ int main(void)
         cmocka_unit_test(test_every_truncation),
         cmocka_unit_test(test_every_bit),
         cmocka_unit_test(test_unknown_is_passed_over),
+        cmocka_unit_test(test_memory_is_bounded),
         cmocka_unit_test(test_unknown_that_is_cut),
         cmocka_unit_test(test_pages),
         cmocka_unit_test(test_pages_without_payload),

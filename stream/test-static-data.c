@@ -243,6 +243,38 @@ static void test_blocks(void **state)
     refuse_in(data, VMF_RECORD_RAM_BLOCK, block(256, 0, 4096, 4096, "one too many"), VMF_ERROR_RECORD_BODY);
 }
 
+static VmfPack disk(uint32_t index, uint32_t flags, uint64_t size, uint32_t sector_bytes, const char *name)
+{
+    VmfPack pack = {g_byte_array_new(), false};
+
+    vmf_pack_u32(&pack, index);
+    vmf_pack_u32(&pack, flags);
+    vmf_pack_u64(&pack, size);
+    vmf_pack_u32(&pack, sector_bytes);
+    vmf_pack_u16(&pack, (uint16_t)strlen(name));
+    vmf_pack_u16(&pack, 0);
+    vmf_pack_bytes(&pack, name, strlen(name));
+    return pack;
+}
+
+static void test_disks(void **state)
+{
+    g_autoptr(VmfStaticData) data = vmf_static_data_new();
+    const uint64_t most = VMF_WIRE_DISK_SIZE_MAX, most_copied = VMF_WIRE_COPIED_DISK_SIZE_MAX;
+
+    refuse(VMF_RECORD_GUEST_DISK, disk(0, 0, 0, 512, "disk"), VMF_ERROR_RECORD_BODY);
+    refuse(VMF_RECORD_GUEST_DISK, disk(0, 0, 513, 512, "disk"), VMF_ERROR_RECORD_BODY);
+    refuse(VMF_RECORD_GUEST_DISK, disk(0, 0, 512, 4096, "disk"), VMF_ERROR_RECORD_BODY);
+    refuse(VMF_RECORD_GUEST_DISK, disk(0, 0, 1024, 1024, "disk"), VMF_ERROR_RECORD_BODY);
+    refuse(VMF_RECORD_GUEST_DISK, disk(0, 2, 512, 512, "disk"), VMF_ERROR_RECORD_BODY);
+    refuse(VMF_RECORD_GUEST_DISK, disk(1, 0, 512, 512, "disk"), VMF_ERROR_RECORD_BODY);
+    refuse(VMF_RECORD_GUEST_DISK, disk(0, 0, most + 512, 512, "disk"), VMF_ERROR_RECORD_BODY);
+    refuse(VMF_RECORD_GUEST_DISK, disk(0, VMF_WIRE_DISK_COPIED, most_copied + 512, 512, "disk"), VMF_ERROR_RECORD_BODY);
+    accept_in(data, VMF_RECORD_GUEST_DISK, disk(0, 0, most, 512, "disk"));
+    accept_in(data, VMF_RECORD_GUEST_DISK, disk(1, VMF_WIRE_DISK_COPIED, most_copied, 512, "copied"));
+    refuse_in(data, VMF_RECORD_GUEST_DISK, disk(2, 0, 512, 512, "disk"), VMF_ERROR_STATIC_DUPLICATE);
+}
+
 static void add_section(VmfPack *pack, uint32_t id, uint32_t instance, const char *name)
 {
     vmf_pack_u32(pack, id);
@@ -360,7 +392,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_the_most),    cmocka_unit_test(test_properties),
-        cmocka_unit_test(test_blocks),         cmocka_unit_test(test_sections),    cmocka_unit_test(test_features_and_host),
+        cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_disks),         cmocka_unit_test(test_sections),    cmocka_unit_test(test_features_and_host),
         cmocka_unit_test(test_what_is_static), cmocka_unit_test(test_every_octet),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

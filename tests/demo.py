@@ -47,13 +47,23 @@ def check_nothing_left(directory):
     check(not left_behind(directory), f'left behind: {left_behind(directory)}')
 
 
+def check_backend(backend, stderr):
+    """KVM, unless it was said why not; and where there is none, the interpreter."""
+    print(f'backend: {backend}')
+    check(backend == 'kvm' or 'backend rv32, not kvm: ' in stderr, 'it is not said why the guest does not run on KVM')
+    check(backend == 'rv32' or os.access('/dev/kvm', os.R_OK | os.W_OK), 'KVM where there is none')
+
+
 def to_its_end(*args):
     with tempfile.TemporaryDirectory() as directory:
-        process = demo(directory, '--json', *args, stdout=subprocess.PIPE)
-        lines = [json.loads(line) for line in process.communicate(timeout=200)[0].splitlines()]
+        process = demo(directory, '--json', *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout, stderr = process.communicate(timeout=200)
+        lines = [json.loads(line) for line in stdout.splitlines()]
         summary = lines[-1]
+        if '--backend' not in args:
+            check_backend(summary['backend'], stderr)
         print(json.dumps(summary))
-        check(process.returncode == 0, f'exit status {process.returncode}')
+        check(process.returncode == 0, f'exit status {process.returncode}: {stderr}')
         check(summary['type'] == 'summary' and PROMISED <= summary.keys(), f'the summary lacks {PROMISED - summary.keys()}')
         check([line['type'] for line in lines].count('summary') == 1, 'more than one summary')
         check(any(line['type'] == 'status' for line in lines), 'no progress is told')
@@ -87,7 +97,7 @@ def interrupted():
 
 def main():
     to_its_end()
-    to_its_end('--loopback')
+    to_its_end('--loopback', '--backend', 'rv32')
     in_words()
     interrupted()
 

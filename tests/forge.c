@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "migration/session.h"
 #include "ram/page-scan.h"
 #include "stream/channel.h"
 #include "stream/crc32c.h"
@@ -93,6 +94,8 @@ static void on_event(void *opaque, const char *id, const char *text)
     target->n_events++;
     pthread_cond_broadcast(&target->changed);
     pthread_mutex_unlock(&target->lock);
+    if (strcmp(id, "handover.held") == 0)
+        vmf_session_cancel(target->session); /* leaves it held */
 }
 
 static const VmfSessionOps session_ops = {.size = sizeof(VmfSessionOps), .event = on_event};
@@ -107,6 +110,11 @@ static void *target_main(void *opaque)
 
 ForgeTarget *forge_target_new(void)
 {
+    return forge_target_new_with(0, 0);
+}
+
+ForgeTarget *forge_target_new_with(int64_t handshake_ns, int64_t silence_ns)
+{
     ForgeTarget *target = g_new0(ForgeTarget, 1);
     VmfParameters parameters;
 
@@ -117,6 +125,10 @@ ForgeTarget *forge_target_new(void)
     vmf_memory_link_new(0, &target->connector, &target->listener);
     vmf_parameters_init(&parameters);
     target->session = vmf_session_new_target(target->guest.guest, target->listener, &parameters, &session_ops, target);
+    if (handshake_ns)
+        target->session->handshake_ns = handshake_ns;
+    if (silence_ns)
+        target->session->silence_ns = silence_ns;
     pthread_create(&target->thread, NULL, target_main, target);
     return target;
 }

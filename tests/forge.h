@@ -49,6 +49,8 @@ typedef struct {
 
 /* A session that waits on a memory link. */
 ForgeTarget *forge_target_new(void);
+/* The same with other limits on a peer (migration/session.h); 0: as they are. */
+ForgeTarget *forge_target_new_with(int64_t handshake_ns, int64_t silence_ns);
 /* Waits until there were @n events. */
 void forge_target_await_events(ForgeTarget *target, unsigned n);
 /* Waits for the session's end, after cancelling it if asked to. */

@@ -146,7 +146,8 @@ def parameters_and_capabilities(stage):
     client.run('migrate-set-capabilities', capabilities=[{'capability': 'pause-before-switchover', 'state': True},
                                                          {'capability': 'multifd', 'state': False}])
     states = {entry['capability']: entry['state'] for entry in client.run('query-migrate-capabilities')}
-    assert states == {'multifd': False, 'events': True, 'return-path': True, 'auto-converge': True, 'pause-before-switchover': True}
+    assert states == {'multifd': False, 'events': True, 'return-path': True, 'auto-converge': True, 'pause-before-switchover': True,
+                      'mapped-ram': False, 'dirty-bitmaps': False, 'background-snapshot': False}
     refused = client.command('migrate-set-capabilities', capabilities=[{'capability': 'multifd', 'state': True},
                                                                        {'capability': 'postcopy-ram', 'state': True}])
     assert 'postcopy-ram' in refused['error']['desc']

@@ -12,7 +12,8 @@ import story
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-VERBS = ('run', 'migrate', 'status', 'cancel', 'stop', 'cont', 'quit', 'list')
+VERBS = ('run', 'migrate', 'status', 'cancel', 'stop', 'cont', 'quit', 'resolve', 'list', 'inspect', 'verify', 'convert',
+         'diff', 'flatten', 'rebase')
 
 
 def usage_is_exit_code_2(stage):
@@ -21,7 +22,8 @@ def usage_is_exit_code_2(stage):
                  ('run', '../vm'), ('run', '.vm'), ('run', ''), ('run', 'x' * 64), ('run', 'vm', '--memory', '1Q'),
                  ('run', 'vm', '--memory', '1T'), ('run', 'vm', '--backend', 'no-such'), ('run', 'vm', '--guest', 'dirty=x'),
                  ('run', 'vm', '--guest', 'no-such=1'), ('run', 'vm', '--ram', 'paper'), ('run', 'vm', '--uuid', '1'),
-                 ('run', 'vm', '--incoming', 'no-such-scheme:'),
+                 ('run', 'vm', '--incoming', 'no-such-scheme:'), ('run', 'vm', '--host-name', 'a\nb'),
+                 ('resolve',), ('resolve', '../vm'), ('resolve', 'vm', '--fenced'),
                  ('run', 'vm', '--incoming', 'tcp:0.0.0.0:0'), ('migrate', 'vm'), ('migrate', 'vm', 'tcp:h:1', '--channels', '0'),
                  ('migrate', 'vm', 'tcp:h:1', '--channels', '65'), ('migrate', 'vm', 'tcp:h:1', '--downtime-limit', '20'),
                  ('migrate', 'vm', 'tcp:h:1', '--audit', 'maybe'), ('migrate', 'vm', 'tcp:h:1', '--stream-version', '4'),

@@ -39,6 +39,15 @@ def wait_until(condition, what):
     raise AssertionError(f'never came: {what}')
 
 
+def is_stopped(pid):
+    """Whether SIGSTOP was sent to it, or a debugger has it."""
+    try:
+        with open(f'/proc/{pid}/stat', encoding='utf-8') as stat:
+            return stat.read().rsplit(')', 1)[1].split()[0] in 'Tt'
+    except FileNotFoundError:
+        return False
+
+
 class Qmp:
     """A client of a control socket that can also misbehave: send() takes any bytes."""
 
@@ -68,13 +77,13 @@ class Qmp:
                 return message
             self.events.append(message)
 
-    def command(self, name, **arguments):
+    def command(self, name, /, **arguments):
         """The whole answer, error or not."""
         arguments = {key.replace('_', '-'): value for key, value in arguments.items()}
         self.send(json.dumps({'execute': name, 'arguments': arguments}) + '\n')
         return self.answer()
 
-    def run(self, name, **arguments):
+    def run(self, name, /, **arguments):
         answer = self.command(name, **arguments)
         assert answer is not None and 'return' in answer, f'{name}: {answer}'
         return answer['return']
@@ -159,17 +168,20 @@ class Host:
         return Done(process.returncode, stdout, stderr)
 
     def run(self, name, *args):
-        """Starts a machine; the size is small unless said otherwise."""
+        """Starts a machine; small, and on the stage's backend, unless said otherwise."""
         if '--memory' not in args:
             args = ('--memory', '16M', *args)
+        if '--backend' not in args:
+            args = ('--backend', self.stage.backend, *args)
         return Machine(self, name, self.start('run', name, '--host-name', self.name, *args))
 
 
 class Stage:
     """What a story plays on: host(name) makes hosts."""
 
-    def __init__(self, vmferry):
+    def __init__(self, vmferry, backend='rv32'):
         self.vmferry = os.path.abspath(vmferry)
+        self.backend = backend
         self.processes = []
         self.pids = []  # of processes that are no children of ours
 
@@ -195,12 +207,29 @@ class Stage:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+def needs_kvm(stage):
+    """Skips where there is none. Any number of times."""
+    if os.path.exists(os.path.join(stage.directory, 'probe')):
+        return
+    host = stage.host('probe')
+    done = host.vmferry('run', 'vm', '--backend', 'kvm', '--paused', '--daemon')
+    if done.code == 77:
+        raise Skip(done.stderr.strip())
+    assert done.code == 0 and host.vmferry('quit', 'vm').code == 0, done
+
+
 def run(*stories):
-    """Runs the stories on the vmferry that the command line names, says how each went, and exits."""
+    """
+    Runs the stories on the vmferry that the command line names, says how each went, and exits. "kvm" behind it: on that backend, not on
+    the one that is the same everywhere.
+    """
+    backend = sys.argv[2] if sys.argv[2:] in (['kvm'], ['rv32']) else 'rv32'
     failed = skipped = 0
     for story in stories:
         try:
-            with Stage(sys.argv[1]) as stage:
+            with Stage(sys.argv[1], backend) as stage:
+                if backend == 'kvm':
+                    needs_kvm(stage)
                 story(stage)
             print(f'ok: {story.__name__}', flush=True)
         except Skip as why:

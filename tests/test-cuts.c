@@ -31,7 +31,8 @@ static VmfChannel *wrap(VmfChannel *channel, unsigned index, Plan *plan, bool at
 {
     bool here = (plan->place < TARGET_WRITES) == at_source && index == plan->index;
 
-    plan->met |= here;
+    if (here) /* the other side's thread is in here too */
+        plan->met = true;
     return here ? vmf_filter_fault(channel, &plan->fault, 1) : channel;
 }
 

@@ -17,6 +17,7 @@ typedef enum {
     AT_TARGET = 1 << 1,        /* it has moved */
     HELD = 1 << 2,             /* one side holds it and says so */
     DIED_WITH_SOURCE = 1 << 3, /* as it would have without migration */
+    MOVED = 1 << 4,            /* both knew that it was the target's when that one died */
 } Outcome;
 
 typedef struct {
@@ -27,18 +28,38 @@ typedef struct {
 static const Row rows[] = {
     {"source.static.sent", DIED_WITH_SOURCE},
     {"source.accepted", DIED_WITH_SOURCE},
+    {"source.ahead.sent", DIED_WITH_SOURCE},
     {"source.round.sent", DIED_WITH_SOURCE},
+    {"source.journal.offered.due", DIED_WITH_SOURCE},
+    {"source.journal.offered.done", DIED_WITH_SOURCE},
     {"source.stopped", DIED_WITH_SOURCE},
-    {"source.switchover.due", DIED_WITH_SOURCE},
-    {"source.switchover.sent", HELD | DIED_WITH_SOURCE},
-    {"source.run.due", HELD},
-    {"source.run.sent", AT_TARGET | HELD},
+    {"source.storage.release.due", DIED_WITH_SOURCE},
+    {"source.storage.release.done", DIED_WITH_SOURCE},
+    {"source.send.switchover.due", DIED_WITH_SOURCE},
+    {"source.send.switchover.done", HELD | DIED_WITH_SOURCE},
+    {"source.send.run.due", HELD},
+    {"source.send.run.done", AT_TARGET | HELD},
+    {"source.journal.gone.due", AT_TARGET},
+    {"source.journal.gone.done", AT_TARGET},
+    {"source.send.end.due", AT_TARGET},
+    {"source.send.end.done", AT_TARGET},
     {"target.accepted", AT_SOURCE},
     {"target.loaded", AT_SOURCE},
-    {"target.ready.due", AT_SOURCE},
-    {"target.ready.sent", HELD}, /* the source had READY and sent RUN: silence is no answer */
-    {"target.run.due", HELD},
-    {"target.running.due", HELD}, /* it ran, and died with the target: the source cannot know */
+    {"target.arrived", AT_SOURCE},
+    {"target.storage.acquire.due", AT_SOURCE},
+    {"target.storage.acquire.done", AT_SOURCE},
+    {"target.journal.ready.due", AT_SOURCE},
+    {"target.journal.ready.done", AT_SOURCE},
+    {"target.send.ready.due", AT_SOURCE},
+    {"target.send.ready.done", HELD}, /* the source had READY and sent RUN: silence is no answer */
+    {"target.journal.started.due", HELD},
+    {"target.journal.started.done", HELD},
+    {"target.guest.start.due", HELD},
+    {"target.guest.start.done", HELD}, /* it ran, and died with the target: the source cannot know */
+    {"target.send.running.due", HELD},
+    {"target.send.running.done", MOVED},
+    {"target.journal.confirmed.due", MOVED},
+    {"target.journal.confirmed.done", MOVED},
 };
 
 typedef struct {
@@ -79,6 +100,8 @@ static void run_row(const Row *row)
     unsigned outcome = (source_runs ? AT_SOURCE : 0) | (target_runs ? AT_TARGET : 0) | (held ? HELD : 0);
     if (outcome == 0 && at_source && !trip.target_done)
         outcome = DIED_WITH_SOURCE;
+    if (outcome == 0 && !at_source && trip.source_done)
+        outcome = MOVED;
     print_message("killed at %s: %u\n", row->point, outcome);
     assert_int_equal(__builtin_popcount(outcome), 1);
     assert_true(outcome & row->may_be);

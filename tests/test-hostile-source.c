@@ -309,8 +309,17 @@ static bool stands(void *machine)
     return !vmf_machine_is_running(machine);
 }
 
+static void leave_what_is_held(void *opaque, const char *id, const char *text)
+{
+    VmfSession **session = opaque;
+
+    if (strcmp(id, "handover.held") == 0)
+        vmf_session_cancel(*session);
+}
+
 static void play(const Row *row, VmfMachine *machine)
 {
+    static const VmfSessionOps ops = {.size = sizeof(VmfSessionOps), .event = leave_what_is_held};
     VmfParameters parameters = parameters_of(row);
     FakeTarget *target = fake_target_new(row->point == FAKE_STANDS ? 4096 : 0, row->point, row->instead, row->plant);
     VmfStatistics statistics = {.size = sizeof(statistics)};
@@ -320,8 +329,8 @@ static void play(const Row *row, VmfMachine *machine)
     target->stands = stands;
     target->opaque = machine;
     fake_target_start(target);
-    g_autoptr(VmfSession) session =
-        vmf_session_new_source(vmf_machine_guest(machine), target->connector, &parameters, NULL, NULL);
+    g_autoptr(VmfSession) session = NULL;
+    session = vmf_session_new_source(vmf_machine_guest(machine), target->connector, &parameters, &ops, &session);
     bool done = vmf_session_run(session, &error);
     vmf_session_get_statistics(session, &statistics);
     if (!fake_target_finish(target))

@@ -17,14 +17,14 @@ sys.dont_write_bytecode = True
 ROOT = os.path.join(os.path.dirname(os.path.realpath(__file__)), '..')
 sys.path.insert(0, os.path.join(ROOT, 'scripts'))
 
-from vmfstream import golden, wire  # noqa: E402
+from vmfstream import golden, hashes, wire, xxh3  # noqa: E402
 from vmfstream.crc32c import crc32c  # noqa: E402
 from vmfstream.golden import FILES, TOKEN, page, plan, write  # noqa: E402
 from vmfstream.verify import Verifier  # noqa: E402
 from vmfstream.writer import Channel, Memory, image_header, preamble, record  # noqa: E402
-from vmfstream.xxh3 import xxh3_64_python  # noqa: E402
 
 results = {True: 0, False: 0}
+STATE_DIRECTORY = bytes(range(0x30, 0x40))
 
 
 def check(name, condition, detail=''):
@@ -127,6 +127,61 @@ def test_golden_files():
         check('%s is clean' % name, not report.findings and not report.notes, report.findings)
         check('%s: sums' % name, verifier.sums_checked)
         check('%s: counter is a device' % name, [s.is_device for s in verifier.main.sections.sections] == [True, False])
+
+
+def disks(name, id, **parts):
+    """Plants a fault among the records of disks; both byte orders."""
+    for big_endian in (False, True):
+        made = golden.disk_plan()
+        made.update({n.replace('_', ' '): part or (lambda s: None) for n, part in parts.items()})
+        expect('%s, %s' % (name, 'be' if big_endian else 'le'), id, write(made, 3, big_endian).octets())
+
+
+def extents(*records):
+    """The golden disk in two extents, with @records ahead of its last DISK_SYNC."""
+    def part(s):
+        s.extent(0, 0, golden.granule(1))
+        s.extent(0, wire.GRANULE, length=golden.DISK_SIZE - wire.GRANULE)
+        for one in records:
+            one(s)
+        s.disk_sync(1, wire.SYNC_LAST)
+    return part
+
+
+def test_disks():
+    g, size = wire.GRANULE, golden.DISK_SIZE
+    for name, (version, big_endian) in golden.DISK_FILES.items():
+        with open(os.path.join(ROOT, 'tests', 'golden', name), 'rb') as file:
+            octets = file.read()
+        check('%s is what make-golden writes' % name, octets == golden.golden_disk_stream(version, big_endian).octets())
+        report, verifier = findings(octets)
+        check('%s is clean' % name, not report.findings and not report.notes, report.findings)
+        check('%s: sent' % name, verifier.main.disks.copies[0].data_octets == 4 * g + 512)
+    disks('extents', None, extents=extents())
+    disks('a disk twice', 'static.duplicate', disks=lambda s: (s.guest_disk('a', 512), s.guest_disk('a', 512)), extents=None)
+    disks('index of a disk', 'stream.record-body', disks=lambda s: s.guest_disk('a', 512, index=1), extents=None)
+    disks('size of a disk', 'stream.record-body', disks=lambda s: s.guest_disk('a', 513), extents=None)
+    disks('a disk too large to be copied', 'stream.record-body', disks=lambda s: s.guest_disk('a', (1 << 46) + 512), extents=None)
+    disks('zeros at once', 'disk.range', disks=lambda s: s.guest_disk('a', 1 << 37), extents=lambda s: s.extent(0, 0, length=(1 << 36) + g))
+    disks('sector of a disk', 'stream.record-body', disks=lambda s: s.guest_disk('a', 1024, sector=1024), extents=None)
+    disks('copied without the feature', 'stream.record-body', features=golden.features)
+    disks('a disk that is shared', 'disk.range', extents=extents(lambda s: s.extent(1, 0, bytes(g), first=False)))
+    disks('a disk that is not there', 'disk.range', extents=extents(lambda s: s.extent(2, 0, bytes(g), first=False)))
+    disks('past the end', 'disk.range', extents=extents(lambda s: s.extent(0, 5 * g, length=g, first=False)))
+    disks('an offset that overflows', 'disk.range', extents=extents(lambda s: s.extent(0, 2**64 - g, length=2 * g, first=False)))
+    disks('half a granule', 'disk.range', extents=extents(lambda s: s.extent(0, 0, bytes(g // 2), first=False)))
+    disks('between granules', 'disk.range', extents=extents(lambda s: s.extent(0, 512, length=g, first=False)))
+    disks('nothing', 'disk.range', extents=extents(lambda s: s.extent(0, 0, length=0, first=False)))
+    disks('unknown flags', 'stream.record-body', extents=extents(lambda s: s.extent(0, 0, length=g, flags=6)))
+    disks('zeros with a payload', 'stream.record-body', extents=extents(lambda s: s.extent(0, 0, golden.granule(1), flags=2)))
+    disks('overlapping', 'disk.counts', extents=extents(lambda s: s.extent(0, 0, golden.granule(1))))
+    disks('never named', 'disk.counts', extents=lambda s: (s.extent(0, 0, bytes(g)), s.disk_sync(1, wire.SYNC_LAST)))
+    disks('not first, though never named', 'disk.counts', extents=lambda s: s.extent(0, 0, bytes(g), first=False))
+    disks('sum', 'disk.sum', extents=extents(lambda s: s.disk_sync(7, sums=1)))
+    disks('verify without last', 'stream.record-body', extents=extents(lambda s: s.disk_sync(7, wire.SYNC_VERIFY)))
+    disks('an extent after the last', 'stream.record-order', state=lambda s: (s.extent(0, 0, length=g, first=False), golden.state(s)))
+    disks('no last DISK_SYNC', 'stream.record-order', extents=lambda s: s.extent(0, 0, length=size))
+    plant('DISK_SYNC without disks', 'stream.record-order', ahead('state', lambda s: s.disk_sync(1)))
 
 
 def test_headers():
@@ -366,6 +421,7 @@ def test_order():
     plant('END twice', None, behind('end', lambda s: s.end()))
     plant('RUN in a one-way stream', 'stream.record-order', ahead('end', lambda s: s.token(wire.RUN, TOKEN)))
     plant('PREFLIGHT in a one-way stream', 'stream.record-order', ahead('page channels', lambda s: s.add(wire.PREFLIGHT)))
+    plant('a record of images', 'stream.record-order', ahead('state', lambda s: s.add(wire.RAM_ONLY)))
     plant('READY on the main channel', 'stream.record-order', ahead('end', lambda s: s.add(wire.READY)))
     plant('reserved field of ROUND', 'stream.record-body', replaced(round=lambda s: s.add(wire.ROUND, s.packed('IIQ', 1, 1, 0))))
     plant('ROUND ahead of static data ends nothing in version 2', None, ahead('host', lambda s: s.round(0, 0)), versions=[2])
@@ -399,7 +455,8 @@ class Exchange:
                 part(self)
 
     def plan(self):
-        return {'static': Exchange.static, 'verdict': Exchange.verdict, 'open': Exchange.open, 'first': Exchange.first,
+        return {'static': Exchange.static, 'verdict': Exchange.verdict,
+                'named': lambda x: x.back.add(wire.TARGET_STATE, STATE_DIRECTORY), 'open': Exchange.open, 'first': Exchange.first,
                 'second': Exchange.second, 'third': Exchange.third, 'end_marks': Exchange.end_marks, 'ping': Exchange.ping,
                 'state': lambda x: golden.state(x.main), 'switchover': lambda x: x.main.switchover(TOKEN),
                 'ready': Exchange.ready, 'run': lambda x: x.main.token(wire.RUN, TOKEN),
@@ -446,9 +503,9 @@ class Exchange:
         self.main.add(wire.PING, self.main.packed('Q', 77))
         self.back.add(wire.PONG, self.main.packed('Q', 77))
 
-    def ready(self, token=TOKEN, flags=0, static_sum=None, device_sum=None, sums=None):
+    def ready(self, token=TOKEN, flags=0, static_sum=None, device_sum=None, sums=None, directory=STATE_DIRECTORY):
         main = self.main
-        body = token + bytes(16) + main.packed('IIQQ', flags, len(main.blocks), main.static_sum() if static_sum is None else
+        body = token + directory + main.packed('IIQQ', flags, len(main.blocks), main.static_sum() if static_sum is None else
                                                static_sum, main.device_sum() if device_sum is None else device_sum)
         for block in range(len(main.blocks)):
             body += main.packed('Q', (sums or {}).get(block, self.memory.sum(block)))
@@ -567,6 +624,21 @@ def test_return_paths():
     exchange('a sum of READY', 'ram.sum', ready=lambda x: x.ready(sums={0: 1}))
     exchange('static sum of READY', 'static.sum', ready=lambda x: x.ready(static_sum=1))
     exchange('device sum of READY', 'device-state.sum', ready=lambda x: x.ready(device_sum=1))
+    exchange('no state directory', None, named=None, ready=lambda x: x.ready(directory=bytes(16)))
+    exchange('a state directory of zeros', 'stream.record-body', named=lambda x: x.back.add(wire.TARGET_STATE, bytes(16)))
+    exchange('a state directory named twice', 'stream.record-order', named=lambda x: [
+        x.back.add(wire.TARGET_STATE, STATE_DIRECTORY) for _ in range(2)])
+    exchange('a state directory ahead of VERDICT', 'stream.record-order', versions=[3], verdict=lambda x: (
+        x.back.add(wire.TARGET_STATE, STATE_DIRECTORY), x.verdict()))
+    exchange('a state directory after READY', 'stream.record-order', named=None, ready=lambda x: (
+        x.ready(directory=bytes(16)), x.back.add(wire.TARGET_STATE, STATE_DIRECTORY)))
+    exchange('another state directory in READY', 'stream.record-body', ready=lambda x: x.ready(directory=TOKEN))
+    exchange('no state directory in READY', 'stream.record-body', ready=lambda x: x.ready(directory=bytes(16)))
+    exchange('a state directory in READY alone', 'stream.record-body', named=None)
+    exchange('a guest that could not be started', None, versions=[3], report=lambda x: x.back.add(
+        wire.REPORT, TOKEN + x.main.packed('IIQ', 2, 0, 0)))
+    exchange('an answer on the return path', 'stream.record-order', report=lambda x: x.back.add(
+        wire.ANSWER, TOKEN + STATE_DIRECTORY + x.main.packed('II', 1, 0)))
     exchange('flags of READY', 'stream.record-body', ready=lambda x: x.ready(flags=2))
     exchange('an audit that was not done', 'stream.record-body', versions=[3],
              switchover=lambda x: x.main.switchover(TOKEN, flags=2))
@@ -631,7 +703,7 @@ def test_fields():
     field('answer', 'ACK', 20, 'I', 1)
     field('answer', 'ACK', 28, 'I', 1, nth=1)
     field('back', 'READY', 36, 'I', 2)
-    field('back', 'REPORT', 16, 'I', 2, versions=[3])
+    field('back', 'REPORT', 16, 'I', 4, versions=[3])
     field('back', 'REPORT', 20, 'I', 1, versions=[3])
     field('back', 'RUNNING', 0, 'B', 0)
     field('back', 'REPORT', 0, 'B', 0, versions=[3])
@@ -690,6 +762,7 @@ def test_order_of_an_exchange():
     late('PREFLIGHT after SWITCHOVER', 'stream.record-order', lambda x: x.main.add(wire.PREFLIGHT))
     late('RUN twice', 'stream.record-order', lambda x: x.main.token(wire.RUN, TOKEN))
     late('QUERY', None, lambda x: x.main.token(wire.QUERY, TOKEN))
+    late('INQUIRE on the main channel', 'stream.record-order', lambda x: x.main.token(wire.INQUIRE, TOKEN))
     late('token of QUERY', 'stream.record-body', lambda x: x.main.token(wire.QUERY, bytes(16)))
     exchange('RUN ahead of SWITCHOVER', 'stream.record-order', ping=lambda x: x.main.token(wire.RUN, TOKEN))
     exchange('QUERY ahead of SWITCHOVER', 'stream.record-order', ping=lambda x: x.main.token(wire.QUERY, TOKEN))
@@ -804,14 +877,15 @@ def test_command():
 def test_hashes():
     check('CRC32C of 123456789', crc32c(b'123456789') == 0xE3069283)
     check('CRC32C in two steps', crc32c(b'6789', crc32c(b'12345')) == 0xE3069283)
-    check('XXH3-64 of nothing', xxh3_64_python(b'') == 0x2D06800538D394C2)
-    try:
-        from xxhash import xxh3_64_intdigest
-    except ImportError:
+    check('XXH3-64 of nothing', xxh3.xxh3_64(b'') == 0x2D06800538D394C2)
+    check('XXH3-128 of nothing', xxh3.xxh3_128(b'').hex() == '99aa06d3014798d86001c324468d497f')
+    check('hashes without libxxhash', hashes._load('libnothing.so')[2] == 'plain Python')
+    if hashes.IMPLEMENTATION != 'libxxhash':
         return
     octets = bytes(n * n + (n >> 3) & 0xFF for n in range(4200))
     for length in [*range(0, 1100), 2047, 2048, 2049, 4095, 4096, 4097]:
-        check('XXH3-64 of %d octets' % length, xxh3_64_python(octets[:length]) == xxh3_64_intdigest(octets[:length]))
+        check('XXH3-64 of %d octets' % length, xxh3.xxh3_64(octets[:length]) == hashes.xxh3_64(octets[:length]))
+        check('XXH3-128 of %d octets' % length, xxh3.xxh3_128(octets[:length]) == hashes.xxh3_128(octets[:length]))
 
 
 def main():

@@ -2,6 +2,12 @@
 #include "tests/world.h"
 
 #include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include <glib/gstdio.h>
+
+#include "migration/session.h"
 
 struct VmfTripRunning {
     VmfTrip *trip;
@@ -40,14 +46,27 @@ static void note(VmfTripRunning *running, const char *side, const char *id, cons
     pthread_mutex_unlock(&running->lock);
 }
 
+/* A guest that is held is left so, unless the test is about what comes after. */
+static void leave(VmfTripRunning *running, VmfSession *session, const char *id)
+{
+    if (!running->trip->keeps_holds && (strcmp(id, "handover.held") == 0 || strcmp(id, "handover.storage") == 0))
+        vmf_session_cancel(session);
+}
+
 static void source_event(void *opaque, const char *id, const char *text)
 {
-    note(opaque, "source", id, text);
+    VmfTripRunning *running = opaque;
+
+    note(running, "source", id, text);
+    leave(running, running->source, id);
 }
 
 static void target_event(void *opaque, const char *id, const char *text)
 {
-    note(opaque, "target", id, text);
+    VmfTripRunning *running = opaque;
+
+    note(running, "target", id, text);
+    leave(running, running->target, id);
 }
 
 static const VmfSessionOps source_ops = {.size = sizeof(VmfSessionOps), .event = source_event};
@@ -69,12 +88,25 @@ static void *target_main(void *opaque)
     return NULL;
 }
 
+static void make_pair(VmfTripRunning *running)
+{
+    int ends[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
+        g_error("socketpair: %s", g_strerror(errno));
+    g_autofree char *here = g_strdup_printf("fd:%d", ends[0]), *there = g_strdup_printf("fd:%d", ends[1]);
+    running->connector = vmf_connector_new(here, 0, NULL);
+    running->listener = vmf_listener_new(there, 0, NULL);
+}
+
 static void make_link(VmfTripRunning *running)
 {
     VmfTrip *trip = running->trip;
     g_autoptr(GError) error = NULL;
 
-    if (!trip->listen_uri) {
+    if (trip->is_over_fd) {
+        make_pair(running);
+    } else if (!trip->listen_uri) {
         vmf_memory_link_new(0, &running->connector, &running->listener);
     } else {
         running->listener = vmf_listener_new(trip->listen_uri, 0, &error);
@@ -96,6 +128,8 @@ VmfTripRunning *vmf_trip_start(VmfTrip *trip, VmfGuest *source, VmfGuest *target
     make_link(running);
     running->source = vmf_session_new_source(source, running->connector, &trip->source_parameters, &source_ops, running);
     running->target = vmf_session_new_target(target, running->listener, &trip->target_parameters, &target_ops, running);
+    if (trip->target_silence_ns)
+        running->target->silence_ns = trip->target_silence_ns;
     pthread_create(&running->target_thread, NULL, target_main, running);
     pthread_create(&running->source_thread, NULL, source_main, running);
     return running;
@@ -111,7 +145,7 @@ VmfSession *vmf_trip_target(VmfTripRunning *running)
     return running->target;
 }
 
-/* A target that goes on waiting when the source is done (refused, say) is told to stop. */
+/* A target that goes on waiting when the source is done (refused, say), or on answering questions, is told to stop. */
 bool vmf_trip_finish(VmfTripRunning *running)
 {
     VmfTrip *trip = running->trip;
@@ -120,7 +154,7 @@ bool vmf_trip_finish(VmfTripRunning *running)
     if (!trip->source_done) {
         VmfStatistics statistics = {.size = sizeof(statistics)};
         vmf_session_get_statistics(running->target, &statistics);
-        if (statistics.status <= VMF_STATUS_SETUP)
+        if (statistics.status <= VMF_STATUS_SETUP || statistics.status == VMF_STATUS_COMPLETED)
             vmf_session_cancel(running->target);
     }
     pthread_join(running->target_thread, NULL);
@@ -140,6 +174,34 @@ bool vmf_trip_finish(VmfTripRunning *running)
 bool vmf_trip_run(VmfTrip *trip, VmfGuest *source, VmfGuest *target)
 {
     return vmf_trip_finish(vmf_trip_start(trip, source, target));
+}
+
+void vmf_test_journal_init(VmfTestJournal *journal)
+{
+    g_autoptr(GError) error = NULL;
+
+    journal->directory = g_dir_make_tmp("vmferry-XXXXXX", &error);
+    if (journal->directory)
+        journal->journal = vmf_journal_open(journal->directory, &error);
+    if (error)
+        g_error("%s", error->message);
+}
+
+VmfJournalState vmf_test_journal_clear(VmfTestJournal *journal)
+{
+    g_autoptr(GArray) entries = vmf_journal_list(journal->journal, NULL, NULL);
+    g_autoptr(GDir) dir = g_dir_open(journal->directory, 0, NULL);
+
+    g_assert(entries && entries->len <= 1);
+    VmfJournalState state = entries->len > 0 ? g_array_index(entries, VmfJournalEntry, 0).state : VMF_JOURNAL_NONE;
+    for (const char *name; (name = g_dir_read_name(dir));) {
+        g_autofree char *path = g_build_filename(journal->directory, name, NULL);
+        g_unlink(path);
+    }
+    g_rmdir(journal->directory);
+    g_free(journal->directory);
+    vmf_journal_free(journal->journal);
+    return state;
 }
 
 VmfMachine *vmf_test_machine(const char *name, unsigned memory_mib, VmfRamBackend backend, uint64_t dirty, uint64_t set)

@@ -18,6 +18,7 @@ static int exit_code_for(const GError *error)
     } table[] = {
         {VMF_ERROR_USAGE, VMF_EXIT_USAGE},    {VMF_ERROR_URI, VMF_EXIT_USAGE},
         {VMF_ERROR_INSECURE, VMF_EXIT_USAGE}, {VMF_ERROR_HELD, VMF_EXIT_HELD},
+        {VMF_ERROR_OFFERED, VMF_EXIT_HELD},   {VMF_ERROR_JOURNAL_DAMAGED, VMF_EXIT_HELD},
         {VMF_ERROR_ABANDONED, VMF_EXIT_HELD}, {VMF_ERROR_UNSUPPORTED, VMF_EXIT_UNSUPPORTED},
     };
 
@@ -39,14 +40,15 @@ void vmf_common_clear(VmfCommon *common)
     g_strfreev(common->operands);
 }
 
-static bool has_operands(const VmfCommon *common, const char *verb, const char *synopsis, unsigned n, GError **error)
+static bool has_operands(const VmfCommon *common, const char *verb, const char *synopsis, unsigned least, unsigned most,
+                         GError **error)
 {
     unsigned given = common->operands ? g_strv_length(common->operands) : 0;
 
-    if (given == n)
+    if (given >= least && given <= most)
         return true;
     g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: %s: expected %s", verb,
-                given < n ? "something is missing" : "too many operands", *synopsis ? synopsis : "no operands");
+                given < least ? "something is missing" : "too many operands", *synopsis ? synopsis : "no operands");
     return false;
 }
 
@@ -82,6 +84,12 @@ bool vmf_common_wants_json(int argc, char **argv)
 bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
                       const GOptionEntry *entries, unsigned n_operands, int *exit_code)
 {
+    return vmf_common_parse_some(common, argc, argv, synopsis, description, entries, n_operands, n_operands, exit_code);
+}
+
+bool vmf_common_parse_some(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
+                           const GOptionEntry *entries, unsigned least, unsigned most, int *exit_code)
+{
     const GOptionEntry common_entries[] = {
         {"runtime-dir", 0, 0, G_OPTION_ARG_FILENAME, &common->runtime_dir, "Where the machines' sockets are", "DIR"},
         {"json", 0, 0, G_OPTION_ARG_NONE, &common->json, "JSON lines on stdout, nothing else", NULL},
@@ -101,7 +109,7 @@ bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *syno
     if (!g_option_context_parse(context, &argc, &argv, &option_error))
         g_set_error(&error, VMF_ERROR, VMF_ERROR_USAGE, "%s: %s", argv[0], option_error->message);
     else
-        has_operands(common, argv[0], synopsis, n_operands, &error);
+        has_operands(common, argv[0], synopsis, least, most, &error);
     given_dir = common->runtime_dir;
     common->runtime_dir = vmf_runtime_dir(given_dir);
     if (!error)

@@ -26,12 +26,23 @@ typedef struct {
 
 int vmf_verb_run(int argc, char **argv);
 int vmf_verb_migrate(int argc, char **argv);
+int vmf_verb_restore(int argc, char **argv);
+int vmf_verb_save(int argc, char **argv);
+int vmf_verb_bitmap(int argc, char **argv);
+int vmf_verb_backup(int argc, char **argv);
 int vmf_verb_status(int argc, char **argv);
 int vmf_verb_cancel(int argc, char **argv);
 int vmf_verb_stop(int argc, char **argv);
 int vmf_verb_cont(int argc, char **argv);
 int vmf_verb_quit(int argc, char **argv);
+int vmf_verb_resolve(int argc, char **argv);
 int vmf_verb_list(int argc, char **argv);
+int vmf_verb_inspect(int argc, char **argv);
+int vmf_verb_verify(int argc, char **argv);
+int vmf_verb_convert(int argc, char **argv);
+int vmf_verb_diff(int argc, char **argv);
+int vmf_verb_flatten(int argc, char **argv);
+int vmf_verb_rebase(int argc, char **argv);
 
 /* Options that every verb takes, and its operands. */
 typedef struct {
@@ -46,6 +57,9 @@ typedef struct {
  */
 bool vmf_common_parse(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
                       const GOptionEntry *entries, unsigned n_operands, int *exit_code);
+/* The same with @least to @most operands. */
+bool vmf_common_parse_some(VmfCommon *common, int argc, char **argv, const char *synopsis, const char *description,
+                           const GOptionEntry *entries, unsigned least, unsigned most, int *exit_code);
 /* Whether --json is there, for errors that come before the command line is understood. */
 bool vmf_common_wants_json(int argc, char **argv);
 void vmf_common_clear(VmfCommon *common);

@@ -9,6 +9,12 @@ static uint64_t number(const json_t *detail, const char *member)
     return json_integer_value(json_object_get(detail, member));
 }
 
+/* Of memory and of disks that are copied. */
+static uint64_t remaining_bytes(const json_t *detail)
+{
+    return number(detail, "ram_remaining_bytes") + number(detail, "disk_remaining_bytes");
+}
+
 static char *eta(const json_t *detail)
 {
     uint64_t rate = number(detail, "rate_bytes_per_second"), dirty = number(detail, "dirty_bytes_per_second");
@@ -18,12 +24,12 @@ static char *eta(const json_t *detail)
         rate = rate > dirty ? rate - dirty : 0;
     if (rate == 0)
         return g_strdup("-");
-    return vmf_format_ns((double)number(detail, "ram_remaining_bytes") / rate * 1e9);
+    return vmf_format_ns((double)remaining_bytes(detail) / rate * 1e9);
 }
 
 static unsigned percent(const json_t *detail)
 {
-    uint64_t total = number(detail, "ram_total_bytes"), remaining = number(detail, "ram_remaining_bytes");
+    uint64_t total = number(detail, "ram_total_bytes") + number(detail, "disk_total_bytes"), remaining = remaining_bytes(detail);
 
     return total ? (total - MIN(remaining, total)) * 100.0 / total : 0;
 }

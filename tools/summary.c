@@ -94,6 +94,11 @@ json_t *vmf_summary_json(const VmfSummary *summary)
     return line;
 }
 
+static bool is_save(const VmfSummary *summary)
+{
+    return json_is_true(json_object_get(summary->detail, "image"));
+}
+
 /* "3 rounds, 312.4 MB sent in 1.2 s, verified: full" */
 static char *cost(const VmfSummary *summary)
 {
@@ -102,8 +107,9 @@ static char *cost(const VmfSummary *summary)
     g_autofree char *total = vmf_format_ns(number(detail, "total_ns"));
     uint64_t rounds = number(detail, "round");
 
-    return g_strdup_printf("%u round%s, %s sent in %s, verified: %s", (unsigned)rounds, rounds == 1 ? "" : "s", sent,
-                           total, string(detail, "verified"));
+    return g_strdup_printf("%u round%s, %s %s%s in %s, verified: %s", (unsigned)rounds, rounds == 1 ? "" : "s", sent,
+                           is_save(summary) ? "written" : "sent", number(detail, "disk_total_bytes") ? " with disks" : "", total,
+                           string(detail, "verified"));
 }
 
 static char *moved_text(const VmfSummary *summary)
@@ -125,6 +131,18 @@ static char *written_text(const VmfSummary *summary)
 
     return g_strdup_printf("%s is written to %s and %s at %s: %s", summary->name, string(summary->detail, "uri"),
                            summary->runs_here ? "runs on" : "stopped", summary->host_name, costs);
+}
+
+static char *saved_text(const VmfSummary *summary)
+{
+    g_autofree char *costs = cost(summary);
+    g_autofree char *downtime = vmf_format_ns(number(summary->detail, "downtime_ns"));
+    const char *uri = string(summary->detail, "uri");
+
+    if (!summary->was_running || !summary->runs_here)
+        return g_strdup_printf("%s is saved to %s and stopped at %s: %s", summary->name, uri, summary->host_name, costs);
+    return g_strdup_printf("%s is saved to %s and runs on at %s: downtime %s, %s", summary->name, uri,
+                           summary->host_name, downtime, costs);
 }
 
 /* Why the target would not, all of it. */
@@ -150,6 +168,10 @@ static char *held_text(const VmfSummary *summary)
 {
     const char *name = summary->name, *here = summary->host_name, *there = target_name(summary);
 
+    if (is_save(summary))
+        return g_strdup_printf("%s is at %s, and its save to %s goes on: nobody watches it here any more; 'vmferry status "
+                               "--follow %s' does",
+                               name, here, there, name);
     switch (summary->hold) {
     case VMF_HOLD_DIED_WITH_SOURCE:
         return g_strdup_printf("%s ended at %s, and its guest with it: the machine's process is gone and no switchover "
@@ -166,9 +188,8 @@ static char *held_text(const VmfSummary *summary)
     case VMF_HOLD_HANDOVER:
         break;
     }
-    return g_strdup_printf(
-        "%s stands still at %s and may run at %s: nobody here knows; do not start it again before somebody does", name,
-        here, there);
+    return g_strdup_printf("%s stands still at %s: %s; 'vmferry resolve %s' says more, and settles it", name, here,
+                           string(summary->detail, "hold_reason"), name);
 }
 
 char *vmf_summary_text(const VmfSummary *summary)
@@ -176,7 +197,9 @@ char *vmf_summary_text(const VmfSummary *summary)
     g_autofree char *failure = NULL;
 
     if (has_outcome(summary, "completed"))
-        return is_one_way(summary) ? written_text(summary) : moved_text(summary);
+        return is_save(summary)      ? saved_text(summary)
+               : is_one_way(summary) ? written_text(summary)
+                                     : moved_text(summary);
     if (has_outcome(summary, "preflight-ok"))
         return stayed_text(summary, "the target would take it");
     if (has_outcome(summary, "preflight-refused")) {
@@ -184,10 +207,11 @@ char *vmf_summary_text(const VmfSummary *summary)
         return stayed_text(summary, failure);
     }
     if (has_outcome(summary, "cancelled"))
-        return stayed_text(summary, "the migration was cancelled");
+        return stayed_text(summary, is_save(summary) ? "the save was cancelled" : "the migration was cancelled");
     if (has_outcome(summary, "held"))
         return held_text(summary);
-    failure = g_strdup_printf("the migration failed: %s", string(json_object_get(summary->detail, "error"), "cause"));
+    failure = g_strdup_printf("the %s failed: %s", is_save(summary) ? "save" : "migration",
+                              string(json_object_get(summary->detail, "error"), "cause"));
     return stayed_text(summary, failure);
 }
 

@@ -29,7 +29,13 @@ static json_t *query(VmfClient *client, const char *name, GError **error)
     return NULL;
 }
 
-/* Asks and waits for the end. The outcome's word is the caller's. */
+/* A hold is one too, for who waits here: it may never end. */
+static bool has_outcome(const json_t *detail)
+{
+    return json_is_true(json_object_get(detail, "ended")) || json_is_string(json_object_get(detail, "hold_reason"));
+}
+
+/* Asks and waits for the end, or for a hold. The outcome's word is the caller's. */
 static char *cancel(VmfClient *client, const char *name, GError **error)
 {
     json_t *detail = query(client, name, error);
@@ -42,7 +48,7 @@ static char *cancel(VmfClient *client, const char *name, GError **error)
         return NULL;
     }
     result = detail ? vmf_client_execute(client, "migrate_cancel", NULL, error) : NULL;
-    while (result && detail && !json_is_true(json_object_get(detail, "ended"))) {
+    while (result && detail && !has_outcome(detail)) {
         json_decref(detail);
         g_usleep(POLL_MS * 1000);
         detail = query(client, name, error);
@@ -73,7 +79,10 @@ int vmf_verb_cancel(int argc, char **argv)
         return vmf_common_fail(&common, error);
     vmf_report_line(common.json, json_pack("{s:s,s:s,s:s}", "type", "status", "name", name, "status", outcome),
                     strcmp(outcome, "cancelled") == 0 ? "vmferry: %s: migration %s"
+                    : strcmp(outcome, "held") == 0    ? "vmferry: %s: too late, the guest is %s; see vmferry resolve"
                                                       : "vmferry: %s: too late, the migration has %s",
                     name, outcome);
+    if (strcmp(outcome, "held") == 0)
+        return VMF_EXIT_HELD;
     return strcmp(outcome, "cancelled") == 0 ? VMF_EXIT_OK : VMF_EXIT_FAILED;
 }

@@ -1,20 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <fcntl.h>
-#include <glib-unix.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <vmferry/vmferry.h>
 
-#include "machine/control.h"
-#include "tools/common.h"
-#include "tools/daemon.h"
-#include "tools/dirs.h"
-#include "tools/event-log.h"
+#include "machine/bitmap-map.h"
 #include "tools/numbers.h"
-#include "tools/report.h"
+#include "tools/serve.h"
 #include "tools/workload.h"
 
 static const char description[] =
@@ -25,39 +15,23 @@ static const char description[] =
 
 typedef struct {
     int vcpus;
-    char *dirty_log, *memory, *backend, *guest, *ram, *incoming, *console, *state_dir, *host_name, *uuid;
-    gboolean paused, daemon, unpaced, small_pages, insecure;
+    char *memory, *guest, *incoming, *uuid, *bitmaps;
+    gboolean force, skip_unknown_bitmaps;
 } Options;
 
 typedef struct {
-    VmfCommon common;
+    VmfServe serve;
     Options options;
-    const char *name;
-    VmfMachineConfig config;
-    char *socket_path, *console_path;
-    int name_fd;  /* holds the claim on the name; -1 */
-    int ready_fd; /* of a daemon that its parent waits for; -1 */
-    VmfMachine *machine;
-    VmfControl *control;
-    VmfEventLog *log; /* NULL: none is asked for */
 } Run;
 
 static void clear(Run *run)
 {
     Options *o = &run->options;
-    char *strings[] = {o->dirty_log, o->memory,    o->backend,   o->guest, o->ram,           o->incoming,      o->console,
-                       o->state_dir, o->host_name, o->uuid,  run->socket_path, run->console_path};
+    char *strings[] = {o->memory, o->guest, o->incoming, o->uuid, o->bitmaps};
 
-    vmf_control_free(run->control);
-    vmf_event_log_free(run->log);
-    vmf_machine_free(run->machine);
-    if (run->name_fd >= 0)
-        vmf_release_name(run->common.runtime_dir, run->name, run->name_fd);
-    if (run->ready_fd >= 0)
-        close(run->ready_fd);
+    vmf_serve_clear(&run->serve);
     for (size_t i = 0; i < G_N_ELEMENTS(strings); i++)
         g_free(strings[i]);
-    vmf_common_clear(&run->common);
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Run, clear)
 
@@ -68,42 +42,27 @@ static bool parse_options(Run *run, int argc, char **argv, int *exit_code)
     Options *o = &run->options;
     const GOptionEntry entries[] = {
         {"memory", 0, 0, G_OPTION_ARG_STRING, &o->memory, "The guest's memory (256M)", "SIZE"},
-        {"backend", 0, 0, G_OPTION_ARG_STRING, &o->backend,
-         "What executes the guest: rv32, kvm, or auto, which is kvm where it works (rv32)", "NAME"},
         {"vcpus", 0, 0, G_OPTION_ARG_INT, &o->vcpus, "How many vCPUs it has: 1 to 8 on kvm (1)", "N"},
-        {"dirty-log", 0, 0, G_OPTION_ARG_STRING, &o->dirty_log,
-         "How its writes are recorded: auto, rv32, kvm-bitmap, kvm-ring or uffd-wp (auto)", "NAME"},
         {"guest", 0, 0, G_OPTION_ARG_STRING, &o->guest,
-         "What the guest does: dirty=SIZE,set=SIZE,seed=N (nothing but beat)", "WORK"},
-        {"ram", 0, 0, G_OPTION_ARG_STRING, &o->ram, "What its memory is made of: anon or memfd (anon)", "KIND"},
-        {"small-pages", 0, 0, G_OPTION_ARG_NONE, &o->small_pages, "No transparent huge pages", NULL},
+         "What the guest does: dirty=SIZE,set=SIZE,disk=SIZE,disk-set=SIZE,seed=N,line=MS (nothing but beat)", "WORK"},
         {"incoming", 0, 0, G_OPTION_ARG_STRING, &o->incoming, "Wait for a guest here; defer: until migrate-incoming",
          "URI"},
-        {"paused", 0, 0, G_OPTION_ARG_NONE, &o->paused, "Do not run the guest before cont", NULL},
-        {"daemon", 0, 0, G_OPTION_ARG_NONE, &o->daemon, "Go on in the background once the control socket answers",
-         NULL},
-        {"console", 0, 0, G_OPTION_ARG_FILENAME, &o->console,
-         "Append the guest's console to FILE (beside the control socket)", "FILE"},
-        {"unpaced", 0, 0, G_OPTION_ARG_NONE, &o->unpaced, "Let the guest run as fast as it can", NULL},
-        {"state-dir", 0, 0, G_OPTION_ARG_FILENAME, &o->state_dir, "What survives a reboot is kept there", "DIR"},
-        {"host-name", 0, 0, G_OPTION_ARG_STRING, &o->host_name, "What messages call this host (its host name)", "NAME"},
+        {"force", 0, 0, G_OPTION_ARG_NONE, &o->force,
+         "A disk that is copied here may replace a filesystem or a partition table", NULL},
+        {"bitmaps", 0, 0, G_OPTION_ARG_STRING, &o->bitmaps,
+         "With --incoming: what aliases of dirty bitmaps mean here: all (their names), or a mapping in JSON (all)", "MAP"},
+        {"skip-unknown-bitmaps", 0, 0, G_OPTION_ARG_NONE, &o->skip_unknown_bitmaps,
+         "With --incoming: a bitmap that has no place here is left out, instead of failing the migration", NULL},
         {"uuid", 0, 0, G_OPTION_ARG_STRING, &o->uuid, "The machine's UUID (made from its name, or the incoming guest's)",
          "UUID"},
-        {"insecure", 0, 0, G_OPTION_ARG_NONE, &o->insecure, "Allow plaintext off the loopback", NULL},
+        VMF_SERVE_ENTRIES(&run->serve.options),
         G_OPTION_ENTRY_NULL};
 
-    if (!vmf_common_parse(&run->common, argc, argv, "NAME", description, entries, 1, exit_code))
+    if (!vmf_common_parse(&run->serve.common, argc, argv, "NAME", description, entries, 1, exit_code))
         return false;
-    run->name = run->common.operands[0];
+    run->serve.name = run->serve.common.operands[0];
+    run->serve.incoming = o->incoming != NULL;
     return true;
-}
-
-static bool parse_backend(const char *name, GError **error)
-{
-    if (!name || strcmp(name, "auto") == 0 || strcmp(name, "rv32") == 0 || strcmp(name, "kvm") == 0)
-        return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "'%s': expected auto, rv32 or kvm", name);
-    return false;
 }
 
 static bool parse_vcpus(int n, unsigned *vcpus, GError **error)
@@ -133,13 +92,14 @@ static void uuid_from_name(const char *name, uint8_t uuid[16])
 }
 
 /* A machine that waits for a guest has none: it takes the guest's. */
-static bool parse_uuid(const char *text, const Run *run, uint8_t uuid[16], GError **error)
+static bool parse_uuid(const Run *run, uint8_t uuid[16], GError **error)
 {
+    const char *text = run->options.uuid;
     unsigned n = 0;
 
     if (!text) {
-        if (!run->options.incoming)
-            uuid_from_name(run->name, uuid);
+        if (!run->serve.incoming)
+            uuid_from_name(run->serve.name, uuid);
         return true;
     }
     if (!g_uuid_string_is_valid(text)) {
@@ -154,147 +114,70 @@ static bool parse_uuid(const char *text, const Run *run, uint8_t uuid[16], GErro
     return true;
 }
 
-static bool named(bool parsed, const char *option, GError **error)
+/* Copies of the guest's disks arrive in those that are given here. */
+static bool take_copies(Run *run, GError **error)
 {
-    if (!parsed)
-        g_prefix_error(error, "run: %s: ", option);
-    return parsed;
+    VmfServe *serve = &run->serve;
+
+    for (unsigned i = 0; i < serve->disks.n_disks; i++) {
+        serve->disks.disks[i].incoming = serve->incoming;
+        serve->disks.disks[i].overwrite = run->options.force;
+    }
+    if (!run->options.force || serve->incoming)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "run: --force: it is about disks that arrive: it needs --incoming");
+    return false;
 }
 
 static bool configure(Run *run, GError **error)
 {
     const Options *o = &run->options;
-    VmfMachineConfig *config = &run->config;
+    VmfServe *serve = &run->serve;
+    VmfMachineConfig *config = &serve->config;
 
     config->memory_bytes = 256u << 20;
-    config->huge_pages = !o->small_pages;
-    config->unpaced = o->unpaced;
-    config->name = run->name;
-    config->backend = o->backend;
-    config->dirty_log = o->dirty_log;
-    return vmf_check_machine_name(run->name, error) &&
-           named(!o->memory || vmf_parse_size(o->memory, &config->memory_bytes, error), "--memory", error) &&
-           named(parse_backend(o->backend, error), "--backend", error) &&
-           named(parse_vcpus(o->vcpus, &config->vcpus, error), "--vcpus", error) &&
-           named(!o->guest || vmf_parse_workload(o->guest, config, error), "--guest", error) &&
-           named(!o->ram || vmf_ram_backend_parse(o->ram, &config->ram_backend, error), "--ram", error) &&
-           named(parse_uuid(o->uuid, run, config->uuid, error), "--uuid", error);
+    return vmf_serve_configure(serve, error) && take_copies(run, error) &&
+           vmf_serve_named(serve, !o->memory || vmf_parse_size(o->memory, &config->memory_bytes, error), "--memory", error) &&
+           vmf_serve_named(serve, parse_vcpus(o->vcpus, &config->vcpus, error), "--vcpus", error) &&
+           vmf_serve_named(serve, !o->guest || vmf_parse_workload(o->guest, config, error), "--guest", error) &&
+           vmf_serve_named(serve, parse_uuid(run, config->uuid, error), "--uuid", error);
 }
 
 /* ---- the machine ------------------------------------------------------------------------------------------------- */
 
-static bool prepare_directories(Run *run, GError **error)
-{
-    g_autofree char *state_dir = vmf_state_dir(run->options.state_dir);
-
-    if (!vmf_make_private_dir(run->common.runtime_dir, error) || !vmf_make_private_dir(state_dir, error))
-        return false;
-    run->name_fd = vmf_claim_name(run->common.runtime_dir, run->name, error);
-    run->socket_path = vmf_machine_path(run->common.runtime_dir, run->name, "sock");
-    run->console_path = run->options.console ? g_strdup(run->options.console)
-                                             : vmf_machine_path(run->common.runtime_dir, run->name, "console");
-    run->config.console_path = run->console_path;
-    return run->name_fd >= 0;
-}
-
-static void on_event(void *opaque, const json_t *event)
-{
-    const Run *run = opaque;
-    json_t *line;
-
-    if (!run->common.json)
-        return;
-    line = json_pack("{s:s,s:s,s:O}", "type", "event", "name", run->name, "event", json_object_get(event, "event"));
-    json_object_set(line, "data", json_object_get(event, "data"));
-    vmf_report_json(stdout, line);
-}
-
-static void on_log(void *opaque, const char *side, const char *id, const char *text)
-{
-    const Run *run = opaque;
-
-    vmf_event_log_write(run->log, run->name, side, id, text);
-}
-
-static bool make_control(Run *run, GError **error)
+static bool await_guest(Run *run, GError **error)
 {
     const Options *o = &run->options;
-    VmfControlConfig config = {
-        .machine = run->machine,
-        .name = run->name,
-        .host_name = o->host_name ? o->host_name : g_get_host_name(),
-        .socket_path = run->socket_path,
-        .incoming = o->incoming != NULL,
-        .paused = o->paused,
-        .insecure = o->insecure,
-        .event = on_event,
-        .log = on_log,
-        .opaque = run,
-    };
+    const char *uri = o->incoming;
 
-    run->control = vmf_control_new(&config, error);
-    if (!run->control)
+    if ((o->bitmaps || o->skip_unknown_bitmaps) &&
+        !vmf_serve_named(&run->serve,
+                         vmf_bitmap_map_apply_text(run->serve.machine, o->bitmaps ? o->bitmaps : "all", o->skip_unknown_bitmaps, error),
+                         "--bitmaps", error))
         return false;
-    return !o->incoming || strcmp(o->incoming, "defer") == 0 || vmf_control_incoming(run->control, o->incoming, error);
-}
-
-static void say_listening(const Run *run)
-{
-    vmf_report_json(stdout, json_pack("{s:s,s:s,s:s?,s:s}", "type", "listening", "name", run->name, "uri",
-                                      vmf_control_incoming_uri(run->control), "control", run->socket_path));
+    return !uri || strcmp(uri, "defer") == 0 || vmf_control_incoming(run->serve.control, uri, VMF_RESTORE_EAGER, error);
 }
 
 /* Up to where the machine can be talked to, and, as a daemon, is left alone. */
 static bool set_up(Run *run, GError **error)
 {
-    g_autofree char *log_path = NULL;
-
-    if (!vmf_event_log_open(&run->log, g_getenv("VMFERRY_LOG"), error) || !prepare_directories(run, error))
+    if (!vmf_serve_open(&run->serve, error) || !await_guest(run, error))
         return false;
-    run->machine = vmf_machine_new(&run->config, error);
-    if (!run->machine || !make_control(run, error))
-        return false;
-    say_listening(run);
-    if (run->ready_fd >= 0) {
-        log_path = vmf_machine_path(run->common.runtime_dir, run->name, "log");
-        if (!vmf_daemon_ready(run->ready_fd, log_path, error))
-            return false;
-        run->ready_fd = -1;
-    }
-    return true;
-}
-
-static gboolean on_signal(void *opaque)
-{
-    vmf_control_quit(opaque, "host-signal");
-    /* A migration past the point of no return is waited for; who cannot wait sends a second signal, which has its
-     * default effect. */
-    return G_SOURCE_REMOVE;
-}
-
-static bool serve(Run *run, GError **error)
-{
-    bool starts = !run->options.incoming && !run->options.paused;
-
-    g_unix_signal_add(SIGTERM, on_signal, run->control);
-    g_unix_signal_add(SIGINT, on_signal, run->control);
-    signal(SIGPIPE, SIG_IGN); /* a peer or reader that goes away is an error of its channel, not our end */
-    return (!starts || vmf_control_cont_guest(run->control, error)) && vmf_control_run(run->control, error);
+    vmf_serve_announce(&run->serve);
+    return vmf_serve_ready(&run->serve, error);
 }
 
 int vmf_verb_run(int argc, char **argv)
 {
-    g_auto(Run) run = {.name_fd = -1, .ready_fd = -1};
+    g_auto(Run) run = {0};
     g_autoptr(GError) error = NULL;
     int exit_code;
 
+    vmf_serve_init(&run.serve, "run");
     if (!parse_options(&run, argc, argv, &exit_code))
         return exit_code;
-    if (!configure(&run, &error))
-        return vmf_common_fail(&run.common, error);
-    if (run.options.daemon && (run.ready_fd = vmf_daemon_fork(&error)) < 0)
-        return vmf_common_fail(&run.common, error);
-    if (!set_up(&run, &error) || !serve(&run, &error))
-        return vmf_common_fail(&run.common, error);
+    if (!configure(&run, &error) || !vmf_serve_fork(&run.serve, &error) || !set_up(&run, &error) ||
+        !vmf_serve_until_end(&run.serve, !run.serve.incoming && !run.serve.options.paused, &error))
+        return vmf_common_fail(&run.serve.common, error);
     return VMF_EXIT_OK;
 }

@@ -15,7 +15,7 @@
 
 static const char description[] = "Says what the machine does, what its guest has counted and how its latest migration "
                                   "went. --follow stays until a migration that "
-                                  "runs (or a guest that is awaited) has come to its end, and exits as migrate does.";
+                                  "runs (or a guest that is awaited) has come to its end, or is held, and exits as migrate does.";
 
 static uint64_t number(const json_t *object, const char *member)
 {
@@ -59,6 +59,40 @@ static bool is_held(const json_t *status)
     return strcmp(string(json_object_get(status, "migration"), "outcome"), "held") == 0;
 }
 
+/* How it goes, and what is in its way. */
+static void print_convergence(const json_t *migration)
+{
+    uint64_t expected_ns = number(migration, "expected_downtime_ns"), throttle = number(migration, "throttle_percent");
+    g_autofree char *expected = expected_ns ? vmf_format_ns(expected_ns) : g_strdup("-");
+    const char *reason = string(migration, "converge_reason");
+    size_t i;
+    json_t *step;
+
+    printf("  round %u, expected downtime %s, guest throttled by %u %%\n", (unsigned)number(migration, "round"), expected,
+           (unsigned)throttle);
+    if (*reason)
+        printf("  %s\n", reason);
+    json_array_foreach(json_object_get(migration, "throttle_steps"), i, step)
+    {
+        g_autofree char *before = vmf_format_bytes(number(step, "dirty_before_bytes_per_second"));
+        g_autofree char *after = vmf_format_bytes(number(step, "dirty_after_bytes_per_second"));
+
+        printf("  throttled by %u %%: the guest wrote %s/s, then %s/s\n", (unsigned)number(step, "percent"), before, after);
+    }
+}
+
+/* What stands ahead of the reason of a hold; "" where there is none. */
+static const char *hold_words(const json_t *status)
+{
+    const json_t *migration = json_object_get(status, "migration");
+
+    if (!is_held(status))
+        return "";
+    if (strcmp(string(migration, "hold_id"), "restore.held") == 0)
+        return ": the guest stands still: ";
+    return ": the guest is here, whole, stands still and may run at the source: ";
+}
+
 static void print_migration(const json_t *status)
 {
     const json_t *migration = json_object_get(status, "migration");
@@ -67,20 +101,39 @@ static void print_migration(const json_t *status)
 
     if (!json_is_object(migration))
         return;
-    if (is_outgoing(status) && has_ended(status)) {
+    if (is_outgoing(status) && (has_ended(status) || is_held(status))) {
         text = vmf_summary_text(&summary);
         printf("  migration: %s\n", text);
     } else {
-        printf("  migration: %s, %s (%s)%s\n", is_outgoing(status) ? "out" : "in", string(migration, "status"),
-               string(migration, "uri"),
-               is_held(status) ? ": the guest is here, whole, stands still and may run at the source" : "");
+        printf("  migration: %s, %s (%s)%s%s\n", is_outgoing(status) ? "out" : "in", string(migration, "status"),
+               string(migration, "uri"), hold_words(status), string(migration, "hold_reason"));
+        if (is_outgoing(status))
+            print_convergence(migration);
+    }
+}
+
+static void print_disks(const json_t *disks)
+{
+    const json_t *disk;
+    size_t i;
+
+    json_array_foreach(disks, i, disk)
+    {
+        g_autofree char *size = vmf_format_bytes(number(disk, "size_bytes"));
+        bool acquired = json_is_true(json_object_get(disk, "acquired")), locked = json_is_true(json_object_get(disk, "locked"));
+
+        printf("  disk %s: %s, %s, %s, %" G_GUINT64_FORMAT " failures\n", string(disk, "name"), string(disk, "uri"), size,
+               locked     ? "held"
+               : acquired ? "in use, not locked"
+                          : "not held",
+               number(disk, "failures"));
     }
 }
 
 static void print_text(const json_t *status)
 {
     g_autofree char *gap = vmf_format_ns(number(status, "guest_gap_max_ns"));
-    const char *incoming = string(status, "incoming_uri");
+    const char *incoming = string(status, "incoming_uri"), *lock = string(status, "lock");
 
     printf("%s: %s at %s\n", string(status, "name"), string(status, "status"), string(status, "host_name"));
     printf("  machine: %s, %" G_GUINT64_FORMAT " MiB, pid %d\n", string(status, "backend"),
@@ -89,6 +142,9 @@ static void print_text(const json_t *status)
            number(status, "beats"), number(status, "guest_errors"), gap);
     if (*incoming)
         printf("  incoming: %s\n", incoming);
+    if (*lock)
+        printf("  storage: %s, %s\n", lock, json_is_true(json_object_get(status, "lock_held")) ? "held" : "not held");
+    print_disks(json_object_get(status, "disks"));
     print_migration(status);
 }
 
@@ -110,7 +166,7 @@ static int conclude(const VmfCommon *common, json_t *status)
     g_autofree char *text = NULL;
     int exit_code;
 
-    if (!is_outgoing(status) || !has_ended(status)) {
+    if (!is_outgoing(status) || (!has_ended(status) && !is_held(status))) {
         exit_code = is_held(status) ? VMF_EXIT_HELD : VMF_EXIT_OK;
         report_once(common, status);
         return exit_code;
@@ -127,6 +183,8 @@ static bool goes_on(const json_t *status)
 {
     const json_t *migration = json_object_get(status, "migration");
 
+    if (is_held(status))
+        return false;
     return strcmp(string(status, "status"), "inmigrate") == 0 || (json_is_object(migration) && !has_ended(status));
 }
 

@@ -13,12 +13,23 @@ static int verb_help(int argc, char **argv);
 static const VmfVerb verbs[] = {
     {"run", "run a machine, or wait for one to arrive", vmf_verb_run},
     {"migrate", "move a running machine to another host", vmf_verb_migrate},
+    {"restore", "run a machine from an image, as it was saved", vmf_verb_restore},
+    {"save", "save a machine into an image while it runs", vmf_verb_save},
+    {"bitmap", "a disk's dirty bitmaps: which parts were written since", vmf_verb_bitmap},
+    {"backup", "copy a disk as it is now, or what changed, while the guest runs", vmf_verb_backup},
     {"status", "what a machine does, and how its migration goes", vmf_verb_status},
     {"cancel", "cancel a migration that runs", vmf_verb_cancel},
     {"stop", "pause a machine", vmf_verb_stop},
     {"cont", "resume a machine, or a migration that waits for its switchover", vmf_verb_cont},
     {"quit", "end a machine", vmf_verb_quit},
+    {"resolve", "who has a guest that was handed over, and settling it", vmf_verb_resolve},
     {"list", "the machines of this host", vmf_verb_list},
+    {"inspect", "what is in an image", vmf_verb_inspect},
+    {"verify", "whether an image is whole", vmf_verb_verify},
+    {"convert", "make an image of a stream, or a stream of an image", vmf_verb_convert},
+    {"diff", "where the guests of two images differ", vmf_verb_diff},
+    {"flatten", "make one image of a layer and its parents", vmf_verb_flatten},
+    {"rebase", "make a layer over another parent", vmf_verb_rebase},
     {"help", "this, or what a verb's --help says", verb_help},
 };
 

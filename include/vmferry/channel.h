@@ -67,6 +67,20 @@ typedef struct {
 /* @faults is copied. Never changes the caller's buffers: a write is copied around the flipped byte. */
 VmfChannel *vmf_filter_fault(VmfChannel *below, const VmfFault *faults, size_t n_faults);
 
+/*
+ * A link between two hosts that can fail, for tests: every channel over it is cut (reads end, writes fail), or nothing goes through it any
+ * more and nothing fails. Channels that are there when it fails stay so; those that are added within @for_ns fail as well (0: none of them,
+ * negative: all). Any thread.
+ */
+typedef struct VmfLink VmfLink;
+typedef enum { VMF_LINK_CUT, VMF_LINK_SILENT } VmfLinkFailure;
+VmfLink *vmf_link_new(void);
+void vmf_link_unref(VmfLink *link);
+void vmf_link_fail(VmfLink *link, VmfLinkFailure how, int64_t for_ns);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfLink, vmf_link_unref)
+/* Adds a channel to @link; takes a reference. */
+VmfChannel *vmf_filter_link(VmfChannel *below, VmfLink *link);
+
 /* ---- where channels come from --------------------------------------------------------------------------------------------- */
 
 /*

@@ -56,14 +56,38 @@ G_BEGIN_DECLS
     X(VMF_ERROR_HANDSHAKE, "channel.handshake", "")                                                                             \
     X(VMF_ERROR_REFUSED, "handover.refused", "")                                                                                \
     X(VMF_ERROR_SWITCHOVER_TIMEOUT, "handover.timeout", "raise --switchover-timeout")                                           \
-    X(VMF_ERROR_HELD, "handover.held",                                                                                          \
-      "ask both hosts with 'vmferry status'; this copy stands still and stays so: 'vmferry quit' it once the other is seen to run") \
+    X(VMF_ERROR_HELD, "handover.held", "'vmferry resolve NAME' says who may have the guest, and settles it")                     \
+    X(VMF_ERROR_OFFERED, "handover.offered", "'vmferry resolve NAME' says who may have the guest, and settles it")               \
+    X(VMF_ERROR_JOURNAL, "journal", "the state directory must be writable, and have room")                                      \
+    X(VMF_ERROR_JOURNAL_DAMAGED, "journal.damaged",                                                                             \
+      "what this file said is lost: see at both hosts where the guest runs, then remove the file")                              \
     X(VMF_ERROR_STATE, "state", "")                                                                                             \
     X(VMF_ERROR_GUEST, "guest", "")                                                                                             \
     X(VMF_ERROR_PEER, "peer", "")                                                                                               \
     X(VMF_ERROR_CONTROL_LOST, "control.lost",                                                                                   \
       "a guest that was on its way: see with 'vmferry status' at the target whether it runs there")                             \
-    X(VMF_ERROR_ABANDONED, "abandoned", "'vmferry status --follow' shows how it goes on")
+    X(VMF_ERROR_ABANDONED, "abandoned", "'vmferry status --follow' shows how it goes on")                                       \
+    X(VMF_ERROR_HUGE_PAGES, "ram.huge-pages",                                                                                   \
+      "reserve that many pages of 2 MiB on this host: write their number to /proc/sys/vm/nr_hugepages")                         \
+    X(VMF_ERROR_NO_SPACE, "storage.full", "free space there, or save elsewhere")                                                 \
+    X(VMF_ERROR_IMAGE_MAGIC, "image.magic", "this is not a vmferry image")                                                      \
+    X(VMF_ERROR_IMAGE_INCOMPLETE, "image.incomplete", "the save into it was never completed")                                   \
+    X(VMF_ERROR_IMAGE_VERSION, "image.version", "this engine reads image version 1")                                            \
+    X(VMF_ERROR_IMAGE_CRC, "image.crc", "the image is damaged: 'vmferry verify' tells how far")                                 \
+    X(VMF_ERROR_IMAGE_LAYOUT, "image.layout", "")                                                                               \
+    X(VMF_ERROR_IMAGE_BITMAP, "image.bitmap", "the image is damaged: 'vmferry verify' tells how far")                           \
+    X(VMF_ERROR_IMAGE_DIGEST, "image.digest", "the image is damaged: 'vmferry verify' tells how far")                           \
+    X(VMF_ERROR_IMAGE_PAGE, "image.page", "the image is damaged: 'vmferry verify' tells how far")                               \
+    X(VMF_ERROR_IMAGE_PARENT, "image.parent", "a layer needs exactly the image that it was saved over; --parent says where it is") \
+    X(VMF_ERROR_IMAGE_DISK, "image.disk",                                                                                       \
+      "memory and disk would no longer fit each other; --force-stale-disks restores all the same")                             \
+    X(VMF_ERROR_DISK_RANGE, "disk.range", "")                                                                                   \
+    X(VMF_ERROR_DISK_COUNTS, "disk.counts", "")                                                                                 \
+    X(VMF_ERROR_DISK_SUM, "disk.sum", "data was damaged between the hosts")                                                     \
+    X(VMF_ERROR_DISK_AUDIT, "disk.audit", "the storage does not give back what was written to it, or somebody else writes it")  \
+    X(VMF_ERROR_DISK_PLACE, "disk.place", "--force at the target lets a copy replace what is there")                             \
+    X(VMF_ERROR_LOCKED, "storage.locked", "a machine here, or on a host that shares the storage, has it in use")                \
+    X(VMF_ERROR_BITMAP, "bitmap.inconsistent", "clear the bitmap, or remove it, and make a full backup")
 
 typedef enum {
 #define X(code, id, hint) code,

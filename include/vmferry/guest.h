@@ -40,10 +40,29 @@ typedef struct VmfGuestOps {
      * had shown none, measured across the hosts. False: not known. It becomes guest_gap_ns at the source. May be NULL.
      */
     bool (*guest_gap)(void *opaque, int64_t timeout_ns, uint64_t *gap_ns);
+
+    /*
+     * Storage that both hosts can reach changes hands inside the handover. storage_release: source, after stop():
+     * flush, close or unlock, so that another host may write. storage_acquire: target, ahead of start(): reopen without
+     * stale cache, lock; source, when it takes the guest back, ahead of start(). Acquire fails while another holds it:
+     * the target then refuses the guest, the source tries again, ten times a second, and does not run the guest until
+     * it succeeds. A target that gives a guest up releases what it acquired. Both NULL: no such storage.
+     */
+    bool (*storage_release)(void *opaque, GError **error);
+    bool (*storage_acquire)(void *opaque, GError **error);
+
+    /*
+     * A guest that runs while its memory is still being restored (vmferry/restore.h) needs a page that cannot be had; stop() comes
+     * next, and the guest is not started again. True: the embedder is prepared for what a vCPU gets that touches such a page, SIGSEGV
+     * in its thread (EFAULT from KVM_RUN), and brings it to stand there, for good. False, or NULL: the vCPU waits in its access, and
+     * stop() takes it out of there by a signal, as KVM_RUN can be. Any thread; does not wait for the guest.
+     */
+    bool (*memory_lost)(void *opaque);
 } VmfGuestOps;
 
 /*
- * Where writes of the guest are recorded. A write that could be seen in memory when harvest() began must be reported by it, unless
+ * Where writes to the guest's memory are recorded, by vCPUs and devices alike (what a log of the kernel does not see of the latter, the
+ * embedder marks). A write that could be seen in memory when harvest() began must be reported by it, unless
  * it was cleared since; reporting a page that did not change is allowed. (The engine takes a difference that the harvest does not
  * explain for damage: a log in which a write shows ahead of its record lets the vCPUs get past that point first.) Sequence: start,
  * then any number of harvest and clear, then stop.
@@ -98,8 +117,8 @@ void vmf_guest_uuid(const VmfGuest *guest, uint8_t uuid[16]);
 
 /*
  * Something both ends must agree on before a page moves ("cpu.model", "memory.size"): static data, compared for equality; a
- * difference is named as an incompatibility. Keys 1 to 63, values up to 255 bytes of UTF-8; at most 256 of them. A key that is set
- * again takes the new value. Both are copied.
+ * difference is named as an incompatibility. Keys 1 to 63, values up to 255 bytes of UTF-8 without control characters; at most 256 of
+ * them. A key that is set again takes the new value. Both are copied.
  */
 void vmf_guest_set_property(VmfGuest *guest, const char *key, const char *value);
 
@@ -125,6 +144,33 @@ bool vmf_guest_add_device(VmfGuest *guest, const VmfDeviceState *state, uint32_t
  */
 bool vmf_guest_add_handlers(VmfGuest *guest, const char *name, uint32_t instance, uint32_t version,
                             const VmfSaveHandlers *handlers, void *opaque, GError **error);
+
+/*
+ * A disk that the guest can write and that stays where it is when the guest is saved. The image of a guest names its disks and the state
+ * in which each was at that instant; restoring refuses a disk that is another or has changed since, for memory and disk would contradict
+ * each other. (A guest that moves takes its disks along: by storage_release and storage_acquire above where both hosts reach them, or as
+ * copies.)
+ *
+ * Strings are UTF-8, newly allocated, freed by the engine with g_free(); NULL with @error fails the save or the restore. Session thread;
+ * the guest is stopped. When restoring they are called twice: before a page is read, and after storage_acquire().
+ */
+typedef struct VmfDiskOps {
+    size_t size; /* sizeof(VmfDiskOps) */
+
+    uint64_t (*size_bytes)(void *opaque);
+    /* What tells it from every other disk: a UUID, a path. 1 to 255 bytes. */
+    char *(*identity)(void *opaque, GError **error);
+    /* What tells its content from that before or after any write: a snapshot's id, a generation, a time of change. Up to 255 bytes. */
+    char *(*mark)(void *opaque, GError **error);
+    /*
+     * The disk through which all of the guest's I/O goes (vmferry/block.h): it can be copied with the guest (VmfParameters.copy_disks), or
+     * be what a copy arrives in. May be NULL: then it cannot. The disk is the embedder's and outlives every session.
+     */
+    struct VmfDisk *(*disk)(void *opaque);
+} VmfDiskOps;
+
+/* Adds a disk. @name: 1 to 63 bytes of printable ASCII, unique among the disks, the same when the guest is restored. At most 256. */
+bool vmf_guest_add_disk(VmfGuest *guest, const char *name, const VmfDiskOps *ops, void *opaque, GError **error);
 
 G_END_DECLS
 #endif

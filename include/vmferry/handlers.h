@@ -5,8 +5,8 @@
  *
  * Order of calls on the source, each on the session's thread:
  *
- *   save_prepare, save_setup, { pending_estimate | pending_exact | save_iterate }*, [guest stops], quiesce, save_complete,
- *   save_cleanup
+ *   save_prepare, save_setup, [save_ahead], { pending_estimate | pending_exact | save_iterate }*, [guest stops], quiesce,
+ *   save_complete, save_cleanup
  *
  * and on the target:
  *
@@ -71,7 +71,10 @@ struct VmfSaveHandlers {
     /* Frees what the callbacks above made; called whatever happened. */
     void (*save_cleanup)(void *opaque);
 
-    /* False: this handler takes no part in this migration (none of the others is called). Asked first. */
+    /*
+     * Source: false, this handler takes no part in this migration (none of the others is called); asked first. Target: false, the source
+     * may leave its section out.
+     */
     bool (*is_active)(void *opaque);
 
     /* Before the first record of the stream is acted on. */
@@ -85,6 +88,13 @@ struct VmfSaveHandlers {
 
     /* After the handover or a failure. */
     void (*load_cleanup)(void *opaque);
+
+    /*
+     * Once, in the first round, ahead of every save_iterate: of an owner whose state is large and changes slowly, and is better
+     * sent while nothing waits for it. Sends until about @leave_bytes are pending, which is what the owners without this callback
+     * have; from then on all are sent in turns, and end together.
+     */
+    bool (*save_ahead)(void *opaque, VmfSaveStream *stream, uint64_t leave_bytes, GError **error);
 };
 
 G_END_DECLS

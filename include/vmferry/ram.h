@@ -20,9 +20,10 @@ typedef struct VmfRamBlock VmfRamBlock;
 typedef enum {
     VMF_RAM_ANON,    /* private anonymous memory, transparent huge pages advised */
     VMF_RAM_MEMFD,   /* a memfd, shared mapping: can be handed over */
+    VMF_RAM_HUGETLB, /* the same, of the host's reserved 2 MiB pages: a size that is no multiple of 2 MiB is refused */
     VMF_RAM_N_BACKENDS
 } VmfRamBackend;
-const char *vmf_ram_backend_name(VmfRamBackend backend);                      /* "anon", "memfd" */
+const char *vmf_ram_backend_name(VmfRamBackend backend);                      /* "anon", "memfd", "hugetlb" */
 bool vmf_ram_backend_parse(const char *name, VmfRamBackend *out, GError **error);
 
 typedef enum {
@@ -42,6 +43,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfRamBlock, vmf_ram_block_free)
 const char *vmf_ram_block_name(const VmfRamBlock *block);
 uint64_t vmf_ram_block_size(const VmfRamBlock *block);           /* bytes */
 uint32_t vmf_ram_block_page_size(const VmfRamBlock *block);      /* bytes: the unit of dirty tracking on the wire, 4096 */
+/* bytes: what the host gives, takes back and protects at once; 2 MiB for hugetlb, else 4096 */
+uint32_t vmf_ram_block_host_page_size(const VmfRamBlock *block);
 uint64_t vmf_ram_block_guest_address(const VmfRamBlock *block);
 VmfRamFlags vmf_ram_block_flags(const VmfRamBlock *block);
 VmfRamBackend vmf_ram_block_backend(const VmfRamBlock *block);
@@ -49,7 +52,10 @@ VmfRamBackend vmf_ram_block_backend(const VmfRamBlock *block);
 void *vmf_ram_block_host(const VmfRamBlock *block);
 /* The memfd, or -1. Owned by the block. */
 int vmf_ram_block_fd(const VmfRamBlock *block);
-/* Gives back [offset, offset + length) to the host: it reads as zero and costs nothing. Page aligned. */
+/*
+ * Gives back [offset, offset + length) to the host: it reads as zero and costs nothing; of a larger host page that is not all in the
+ * range only the content goes. Page aligned. A hugetlb page that was in use is then anybody's again.
+ */
 bool vmf_ram_block_discard(VmfRamBlock *block, uint64_t offset, uint64_t length, GError **error);
 
 G_END_DECLS

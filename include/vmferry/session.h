@@ -10,6 +10,7 @@
 
 #include <vmferry/channel.h>
 #include <vmferry/guest.h>
+#include <vmferry/journal.h>
 
 G_BEGIN_DECLS
 
@@ -22,6 +23,7 @@ typedef struct VmfSession VmfSession;
     X(VMF_STATUS_ACTIVE, "active")                                                                                              \
     X(VMF_STATUS_PRE_SWITCHOVER, "pre-switchover")                                                                              \
     X(VMF_STATUS_DEVICE, "device")                                                                                              \
+    X(VMF_STATUS_POSTCOPY_ACTIVE, "postcopy-active")                                                                            \
     X(VMF_STATUS_COMPLETED, "completed")                                                                                        \
     X(VMF_STATUS_FAILED, "failed")                                                                                              \
     X(VMF_STATUS_CANCELLING, "cancelling")                                                                                      \
@@ -82,6 +84,7 @@ typedef struct {
     uint64_t downtime_limit_ns;
     unsigned throttle_percent;     /* in force */
     bool can_throttle;
+    unsigned throttle_maximum;     /* percent, the most that the session will do; 0: that of VmfGuestOps */
 } VmfPolicyInput;
 
 typedef enum { VMF_DECIDE_ROUND, VMF_DECIDE_SWITCHOVER, VMF_DECIDE_GIVE_UP } VmfDecision;
@@ -128,13 +131,32 @@ typedef struct {
     unsigned minimum_rounds;       /* live rounds that must be sent before the stop, whatever the policy says */
     unsigned throttle_maximum;     /* percent; 0: never throttle */
     const VmfPolicyOps *policy;
-    const char *host_name;         /* told to the peer, for its messages; copied */
+    const char *host_name;         /* told to the peer, for its messages: up to 255 bytes of UTF-8 without control characters; copied */
     /*
      * Fault point: called at each named point ("source.switchover.sent", …); true makes the session behave as if killed there.
      * For tests. NULL: none.
      */
     bool (*fault)(void *fault_opaque, const char *point);
     void *fault_opaque;
+    /*
+     * Where the handover is written down, so that it can be settled after a crash; must outlive the session. NULL: nowhere, and nobody can
+     * be asked afterwards. @machine: what this guest is called here, @peer: how to reach the target again, both for the entries; copied.
+     */
+    VmfJournal *journal;
+    const char *machine;
+    const char *peer;
+    /*
+     * Source: which disks of the guest are copied with it: "all", "none", or names with commas between them; NULL: none. The others are
+     * where both hosts reach them. Stream version 3, not into images. Copied.
+     */
+    const char *copy_disks;
+    bool verify_disks; /* all of them is read from storage once more, at both ends before RUN, and compared */
+    /*
+     * While the guest runs its disks are read only as fast as 99 of 100 of its writes end at their storage in this time; 0: as fast as they
+     * can be.
+     */
+    uint64_t disk_latency_goal_ns;
+    bool mirror_disks; /* after the first pass a write of the guest ends when both ends have it, so that it cannot outrun the copy */
 } VmfParameters;
 
 /* Fills in the defaults: 2 channels, 20 ms, no bandwidth limit, audit after, version 3, … A larger library fills no more than the
@@ -146,6 +168,14 @@ void vmf_parameters_init_sized(VmfParameters *parameters, size_t size);
 bool vmf_parameters_check(const VmfParameters *parameters, GError **error);
 
 /* ---- statistics ------------------------------------------------------------------------------------------------------------ */
+
+/* A step of throttling, and what came of it. */
+typedef struct {
+    unsigned percent;
+    uint64_t dirty_before_bytes_per_second; /* as the guest wrote ahead of it */
+    uint64_t dirty_after_bytes_per_second;  /* after a round of it */
+} VmfThrottleStep;
+#define VMF_THROTTLE_STEPS_MAX 16
 
 typedef struct {
     size_t size;
@@ -187,6 +217,30 @@ typedef struct {
 
     unsigned n_channels;           /* page channels */
     uint64_t channel_bytes[VMF_CHANNELS_MAX]; /* sent (target: received) on each page channel */
+
+    uint64_t log_audit_cpu_ns;     /* spent on the log audit, between the rounds */
+    uint64_t log_audit_pages;      /* hashed again by it, pages looked at twice counted twice */
+
+    /* Of a guest that was restored: */
+    uint64_t start_ns;             /* from the session's begin until the guest was started; 0: it was not */
+    uint64_t working_set_ns;       /* until 90 % of the pages that it touched first the last time were there; 0: not known (yet) */
+    uint64_t faults;               /* touches of pages that were not there yet, pages of zeros included */
+    uint64_t fault_p50_ns;         /* from the touch (as it was read) until the page was there; the half were not slower */
+    uint64_t fault_p99_ns;
+    uint64_t fault_max_ns;
+
+    char converge_reason[VMF_POLICY_REASON_SIZE]; /* what the policy said last, in words; "": nothing */
+    unsigned n_throttle_steps;
+    VmfThrottleStep throttle_steps[VMF_THROTTLE_STEPS_MAX]; /* in order; the oldest go when there are more */
+
+    /* Of the disks that are copied: */
+    uint64_t disk_total_bytes;     /* their sizes */
+    uint64_t disk_sent_bytes;      /* data, all rounds (target: received) */
+    uint64_t disk_zero_bytes;      /* said to be zeros, all rounds */
+    uint64_t disk_remaining_bytes; /* source: to be sent, or not on the target's storage yet */
+    unsigned disk_depth;           /* source: reads at once, at most: less than the most where a latency goal asks for it */
+    uint64_t disk_mirrored_writes; /* of the guest, that ended at both ends */
+    uint64_t downtime_disk_ns;     /* of the downtime: the last extents read and sent, and verified where that is asked for */
 } VmfStatistics;
 
 /* ---- sessions -------------------------------------------------------------------------------------------------------------- */
@@ -213,8 +267,23 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfSession, vmf_session_free)
  * Source: true when the guest runs at the target (or the file is whole, or the preflight was answered well). False with @error: the
  * guest is where it was, running if it ran, unless the outcome is HELD.
  * Target: true when the guest was started here (or arrived paused). False: nothing of it is left here.
+ *
+ * While nobody knows who has the guest the session holds it, stopped: the outcome in the statistics is HELD,
+ * vmf_session_hold() says why, and run() does not return. The source goes on asking, the target goes on answering; an
+ * answer, or vmf_session_resolve(), ends it. A cancel of a session that holds only makes run() return, with
+ * VMF_ERROR_HELD: the guest stays as it is.
  */
 bool vmf_session_run(VmfSession *session, GError **error);
+
+/* Why the session holds the guest, in one sentence; NULL: it does not. Owned by the caller. Any thread. */
+char *vmf_session_hold(VmfSession *session);
+
+/*
+ * A person's word on a guest that is held here. @run: it shall run here; otherwise it is given up. @fenced: the person states that the
+ * other side is dead. Without that a source first asks the target to let go, and goes on only if it did; a target refuses with
+ * VMF_ERROR_HELD, having nobody to ask. Returns at once; the session's end tells what came of it. VMF_ERROR_STATE: nothing is held.
+ */
+bool vmf_session_resolve(VmfSession *session, bool run, bool fenced, GError **error);
 
 /* Asks for the end; run() returns soon with VMF_ERROR_CANCELLED, or completes when it is past the point of no return. */
 void vmf_session_cancel(VmfSession *session);

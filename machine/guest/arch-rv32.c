@@ -93,6 +93,25 @@ void arch_console(char c)
     *reg(GUEST_REG_CONSOLE) = (uint8_t)c;
 }
 
+static volatile uint32_t *disk_reg(uint32_t disk, uint32_t slot, uint32_t offset)
+{
+    return reg(GUEST_DISK_BASE + disk * GUEST_DISK_STRIDE + slot * GUEST_DISK_SLOT_STRIDE + offset);
+}
+
+void arch_disk_write(uint32_t disk, uint32_t slot, uint32_t offset, uint32_t value)
+{
+    __asm__ volatile("" ::: "memory");
+    *disk_reg(disk, slot, offset) = value;
+}
+
+uint32_t arch_disk_read(uint32_t disk, uint32_t slot, uint32_t offset)
+{
+    uint32_t value = *disk_reg(disk, slot, offset);
+
+    __asm__ volatile("" ::: "memory");
+    return value;
+}
+
 _Noreturn void arch_halt(void)
 {
     __asm__ volatile("csrw mie, zero");

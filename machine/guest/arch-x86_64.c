@@ -159,6 +159,14 @@ static volatile uint32_t *apic(uint32_t offset)
     return (volatile uint32_t *)(uintptr_t)(APIC_BASE + offset);
 }
 
+static uint32_t in32(uint16_t port)
+{
+    uint32_t value;
+
+    __asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port) : "memory");
+    return value;
+}
+
 /* Each CPU has its own kernel stack, so an address on it tells which one this is. */
 static unsigned cpu_of_stack(const void *at)
 {
@@ -241,6 +249,8 @@ static void set_segments(struct cpu_tables *t, unsigned cpu)
         t->task.bitmap[i] = 0xff;
     t->task.bitmap[GUEST_PORT_SERIAL / 8] = 0;
     t->task.bitmap[GUEST_PORT_BEAT / 8] = 0;
+    for (unsigned port = GUEST_PORT_DISK; port < GUEST_PORT_END; port += 8)
+        t->task.bitmap[port / 8] = 0;
 }
 _Static_assert(GUEST_PORT_SERIAL % 8 == 0 && GUEST_PORT_BEAT % 8 == 0, "each has an octet of the bitmap");
 _Static_assert(GUEST_PORT_ERROR == GUEST_PORT_BEAT + 4, "both in one octet of the bitmap");
@@ -332,6 +342,22 @@ void arch_error(uint32_t address)
 void arch_console(char c)
 {
     out8(GUEST_PORT_SERIAL, (uint8_t)c);
+}
+
+static uint16_t disk_port(uint32_t disk, uint32_t slot, uint32_t reg)
+{
+    return (uint16_t)(GUEST_PORT_DISK + disk * GUEST_DISK_STRIDE + slot * GUEST_DISK_SLOT_STRIDE + reg);
+}
+
+void arch_disk_write(uint32_t disk, uint32_t slot, uint32_t reg, uint32_t value)
+{
+    __asm__ volatile("" ::: "memory");
+    out32(disk_port(disk, slot, reg), value);
+}
+
+uint32_t arch_disk_read(uint32_t disk, uint32_t slot, uint32_t reg)
+{
+    return in32(disk_port(disk, slot, reg));
 }
 
 /* From CPL3 or, after an exception, from CPL0. */

@@ -17,6 +17,9 @@ void arch_wait(const volatile uint32_t *ticks, uint32_t seen);
 void arch_beat(uint32_t pages_written);
 void arch_error(uint32_t address);
 void arch_console(char c);
+/* A register of boot.h, GUEST_DISK_…; the device sees memory as it is at this point of the program, and the program what it wrote. */
+void arch_disk_write(uint32_t disk, uint32_t slot, uint32_t reg, uint32_t value);
+uint32_t arch_disk_read(uint32_t disk, uint32_t slot, uint32_t reg);
 /* No interrupt, no instruction that matters, for ever. */
 _Noreturn void arch_halt(void);
 

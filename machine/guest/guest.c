@@ -18,11 +18,14 @@
  * With several CPUs the working set has a part for each, which only that CPU visits. The first CPU keeps the beat,
  * speaks on the console, also for the others, and has the video memory and the ROM.
  *
+ * Disks are disk.c's, on the first CPU.
+ *
  * A page found damaged counts as one error, and is given its right content: later errors are new ones.
  *
  * No floating point, no division of 64 bits, no memory but what boot.h describes.
  */
 #include "machine/guest/arch.h"
+#include "machine/guest/disk.h"
 
 #define PAGE_SIZE 4096u
 #define LINE_WORDS 16u
@@ -32,7 +35,6 @@
 #define SWEEP_PAGES_PER_TICK 8u
 #define ROM_WORDS_PER_TICK 64u
 #define VRAM_TICKS 16u
-#define LINE_TICKS 1000u
 #define ERROR_LINES_MAX 32u
 /* What a busy guest may be behind its rate before it forgets the rest. */
 #define CREDIT_TICKS 50u
@@ -64,7 +66,7 @@ static struct region vram;
 static uint32_t n_workers;
 static volatile uint32_t ready; /* the first CPU has set up what the others need */
 static uint32_t seed;
-static uint32_t n_lines;
+static uint32_t n_lines, line_ticks;
 static uint32_t rom_index, rom_sum, rom_expected;
 
 /* ---- console ----------------------------------------------------------------------------------------------------- */
@@ -128,6 +130,12 @@ static void say_status(void)
     put(" ms, ");
     put_decimal(all_pages_written());
     put(" pages written, ");
+    if (disks_blocks_written()) {
+        put_decimal(disks_blocks_written());
+        put(" disk blocks written, ");
+        put_decimal(disks_failures());
+        put(" disk failures, ");
+    }
     put_decimal(all_errors());
     put(" errors\n");
 }
@@ -150,6 +158,19 @@ static void report_error(struct worker *w, const char *what, uint32_t address)
     if (w->cpu > 0 || w->n_told++ >= ERROR_LINES_MAX)
         return;
     say_error(what, address);
+}
+
+void guest_disk_error(uint32_t block)
+{
+    report_error(&workers[0], "disk block", block);
+}
+
+void guest_say(const char *what, uint32_t number)
+{
+    begin_line();
+    put(what);
+    put_decimal(number);
+    put("\n");
 }
 
 static void say_errors_of_others(void)
@@ -185,6 +206,11 @@ static uint32_t mix(uint32_t x)
     x ^= x >> 15;
     x *= 0x846ca68bu;
     return x ^ x >> 16;
+}
+
+uint32_t guest_mix(uint32_t x)
+{
+    return mix(x);
 }
 
 static uint32_t next_generation(uint32_t generation)
@@ -324,10 +350,10 @@ static void init_region(struct region *r, uint32_t id, uint8_t *base, uint32_t n
         r->bits++;
 }
 
-/* Main memory after the program's own data: the tables of generations, then the working set. */
+/* Main memory after the program's own data: what the disks need, the tables of generations, then the working set. */
 static void init_regions(const struct guest_parameters *p)
 {
-    uint8_t *memory = arch_free_memory();
+    uint8_t *memory = arch_free_memory() + disks_room(p);
     uint32_t n_vram = p->vram_size / PAGE_SIZE;
     uint32_t room = p->ram_size - ((uint32_t)(uintptr_t)memory - p->ram_base) - n_vram * 4 - PAGE_SIZE;
     uint32_t n_set = room / (PAGE_SIZE + 4);
@@ -382,9 +408,10 @@ void guest_tick(unsigned cpu)
 static void each_tick(const struct guest_parameters *p, uint32_t tick)
 {
     sum_rom(p, ROM_WORDS_PER_TICK);
+    disks_tick();
     if (tick % VRAM_TICKS == 0 && vram.n_pages)
         write_next(&workers[0], &vram);
-    if (tick % LINE_TICKS == 0) {
+    if (tick % line_ticks == 0) {
         say_errors_of_others();
         say_status();
     }
@@ -443,6 +470,8 @@ static void set_up_all(const struct guest_parameters *p)
         guest_exception(0, 0, (uint32_t)(uintptr_t)p);
     seed = p->seed;
     n_workers = p->n_cpus;
+    line_ticks = p->line_ticks ? p->line_ticks : GUEST_LINE_TICKS;
+    disks_set_up(p, arch_free_memory(), seed);
     init_regions(p);
     sum_rom(p, p->rom_size / 4);
     say_hello(p);

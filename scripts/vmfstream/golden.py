@@ -25,6 +25,8 @@ BLOB = bytes(n * 7 & 0xFF for n in range(1000))
 BLOB_FIRST_PART = 600
 
 FILES = {'v2-le.vmf': (2, False), 'v2-be.vmf': (2, True), 'v3-le.vmf': (3, False), 'v3-be.vmf': (3, True)}
+DISK_FILES = {'disk-v3-le.vmf': (3, False), 'disk-v3-be.vmf': (3, True)}
+DISK_SIZE = 5 * wire.GRANULE + 512     # the last granule is a sector
 
 
 def page(seed):
@@ -84,6 +86,41 @@ def plan():
         'switchover': lambda s: s.switchover(TOKEN),
         'end': lambda s: s.end(),
     }
+
+
+def granule(seed, length=wire.GRANULE):
+    """Page n of the granule is page(seed + n)."""
+    return b''.join(page(seed + n) for n in range(16))[:length]
+
+
+def disk_records(stream):
+    """Data in one extent of two granules, zeros in one of two, the short tail; then one that became zero, and one that became data."""
+    g = wire.GRANULE
+    stream.extent(0, 0, granule(1) + granule(2))
+    stream.extent(0, 2 * g, length=2 * g)
+    stream.extent(0, 4 * g, granule(3) + granule(4, 512))
+    stream.disk_sync(1)
+    stream.extent(0, g, length=g, first=False)
+    stream.extent(0, 3 * g, granule(5), first=False)
+    stream.disk_sync(2, wire.SYNC_LAST)
+
+
+def disk_plan():
+    """The same machine with two disks, of which the first is copied."""
+    parts = plan()
+    with_disks = {}
+    for name, part in parts.items():
+        with_disks[name] = part
+        if name == 'blocks':
+            with_disks['disks'] = lambda s: (s.guest_disk('disk0', DISK_SIZE), s.guest_disk('disk1', 1 << 20, copied=False))
+        if name == 'pages':
+            with_disks['extents'] = disk_records
+    with_disks['features'] = lambda s: s.features(wire.SUMS | wire.DISKS, wire.SUMS | wire.DISKS)
+    return with_disks
+
+
+def golden_disk_stream(version, big_endian):
+    return write(disk_plan(), version, big_endian)
 
 
 def write(parts, version, big_endian, one_way=True):

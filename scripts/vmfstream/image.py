@@ -22,7 +22,7 @@ from collections import namedtuple
 from . import wire
 from .faults import require
 from .pages import pages_in
-from .xxh3 import xxh3_64
+from .hashes import xxh3_64
 
 _M64 = 0xFFFFFFFFFFFFFFFF
 

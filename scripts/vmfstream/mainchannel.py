@@ -8,6 +8,7 @@ that breaks a rule is left out, and the reading goes on, so that one run shows a
 from collections import namedtuple
 
 from . import wire
+from .disks import Disks
 from .faults import Fault, require
 from .pages import PageChannel, read_hint
 from .records import Body
@@ -29,6 +30,7 @@ class MainChannel:
         self.static_end = None         # offset where static data ended
         self.explicit_end = False
         self.sections = None
+        self.disks = Disks(())
         self.page_channels = None
         self.pages = None              # the PageChannel of a main channel that carries pages itself
         self.switchover = None
@@ -45,7 +47,9 @@ class MainChannel:
             self.unknown_records += 1
             return
         require(record.kind not in wire.TO_SOURCE, 'stream.record-order', 'it belongs on the return path')
+        require(record.kind not in wire.ONLY_IN_IMAGES, 'stream.record-order', 'it belongs in an image')
         require(not self.options.one_way or record.kind in wire.ONE_WAY, 'stream.record-order', 'in a one-way stream')
+        require(record.kind != wire.INQUIRE, 'stream.record-order', 'it is asked on a channel of its own')
         if self.preflight_open:
             require(record.kind == wire.END, 'stream.record-order', 'END has to follow PREFLIGHT')
         body = Body(record.body, self.order)
@@ -81,6 +85,10 @@ class MainChannel:
     def _end_static_data(self, offset, place):
         self.static_end = offset
         self.sections = Sections(self.static.sections or [], self.order)
+        self.disks = Disks(self.static.disks)
+        copied = self.static.copies_without_feature()
+        if copied:
+            self.report.add(place, 'stream.record-body', 'disk %s is copied, the feature is not required' % copied)
         for name in self.static.missing():
             self.report.add(place, 'stream.record-order', 'static data ends without %s' % name)
 
@@ -133,6 +141,14 @@ class MainChannel:
         require(reserved == 0, 'stream.record-body', 'a reserved field is not zero')
         self._before_switchover()
 
+    def _read_extent(self, record, body):
+        self._before_switchover()
+        self.disks.read_extent(body)
+
+    def _read_disk_sync(self, record, body):
+        self._before_switchover()
+        self.disks.read_sync(body)
+
     def _read_switchover(self, record, body):
         self._before_switchover()
         token, flags, n_blocks, static_sum, device_sum = body.take('16sIIQQ')
@@ -155,6 +171,8 @@ class MainChannel:
         incomplete = self.sections.incomplete()
         if incomplete:
             self.report.add(place, 'section', 'not complete: %s' % ', '.join(incomplete))
+        if self.disks.copies and not self.disks.last:
+            self.report.add(place, 'stream.record-order', 'ahead of the last DISK_SYNC')
         if self.page_channels is None:
             self.report.add(place, 'stream.record-order', 'without PAGE_CHANNELS')
         elif self.pages is not None and not self.pages.end_mark:
@@ -192,5 +210,6 @@ class MainChannel:
 
     _readers = {wire.PREFLIGHT: _read_preflight, wire.PAGE_CHANNELS: _read_page_channels, wire.PAGES: _read_page_record,
                 wire.HINT: _read_page_record, wire.END_MARK: _read_page_record, wire.SECTION: _read_section,
+                wire.EXTENT: _read_extent, wire.DISK_SYNC: _read_disk_sync,
                 wire.ROUND: _read_round, wire.SWITCHOVER: _read_switchover, wire.RUN: _read_decision,
                 wire.ABORT: _read_decision, wire.QUERY: _read_query, wire.PING: _read_ping, wire.END: _read_end}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Headers and framing: image header, machine header, preamble of a page channel, and the walk over records."""
+"""Headers and framing: image header, machine header, preambles of page channels and of questions, and the walk over records."""
 
 import struct
 from collections import namedtuple
@@ -75,7 +75,7 @@ def _check_options(covered, version, flags, reserved, crc):
     if crc32c(covered) != crc:
         raise Fault('stream.crc', 'CRC is %08x, the header says %08x' % (crc32c(covered), crc), fatal=True)
     if flags & ~(wire.OPTION_BIG_ENDIAN | wire.OPTION_ONE_WAY) or reserved:
-        raise Fault('stream.record-body', 'unknown options 0x%04x or reserved octets 0x%x' % (flags, reserved), fatal=True)
+        raise Fault('stream.record-body', 'unknown options 0x%04x, or reserved octets that are not zero' % flags, fatal=True)
     return wire.Options(version, bool(flags & wire.OPTION_BIG_ENDIAN), bool(flags & wire.OPTION_ONE_WAY))
 
 
@@ -107,13 +107,25 @@ def read_preamble(octets):
     return Preamble(options, channel, session, epoch)
 
 
-def walk(octets, at, order, file, report):
+Question = namedtuple('Question', 'options token')
+
+
+def read_question_preamble(octets):
+    _whole_or_stranger(octets, wire.PREAMBLE_SIZE, wire.QUESTION_MARKER, 'preamble')
+    version, flags, reserved, token, more, crc = struct.unpack_from('>IHH16s12sI', octets, 8)
+    options = _check_options(octets[:44], version, flags, reserved or any(more), crc)
+    if options.one_way:
+        raise Fault('stream.record-body', 'a question that is one-way', fatal=True)
+    return Question(options, token)
+
+
+def walk(octets, at, order, file, report, base=0):
     """Yields the records of @octets from offset @at; a reserved octet that is not zero is reported, lost framing is raised
-    as a Fault whose place is in its attribute."""
+    as a Fault whose place is in its attribute. @base: where @octets begin in the file."""
     while at < len(octets):
-        place = Place(file, at, 'record')
+        place = Place(file, base + at, 'record')
         try:
-            record = _frame(octets, at, order, file)
+            record = _frame(octets, at, order, file, base)
             place = record.place
             if record.kind not in wire.NAMES and not record.kind & wire.OPTIONAL:
                 report.add(place, 'stream.record-unknown', 'an unknown type that is not optional')
@@ -126,11 +138,11 @@ def walk(octets, at, order, file, report):
         at = record.end
 
 
-def _frame(octets, at, order, file):
+def _frame(octets, at, order, file, base):
     if len(octets) - at < wire.RECORD_HEADER_SIZE:
         raise Fault('channel.cut', 'the file ends in the header of a record', fatal=True)
     kind, length, checked, crc = struct.unpack_from(order + 'IIII', octets, at)
-    place = Place(file, at, wire.type_name(kind))
+    place = Place(file, base + at, wire.type_name(kind))
     try:
         _check_frame(octets, at, kind, length, checked, crc)
     except Fault as fault:
@@ -153,6 +165,6 @@ def _check_frame(octets, at, kind, length, checked, crc):
         raise Fault('stream.crc', 'CRC is %08x, the header says %08x' % (found, crc), fatal=True)
     if start + (length + 7 & ~7) > len(octets):
         raise Fault('channel.cut', 'the file ends in the body or its padding', fatal=True)
-    expected = wire.PAGES_FIXED if kind == wire.PAGES else length
+    expected = wire.HAS_PAYLOAD.get(kind, length)
     if kind in wire.NAMES and checked != expected:
         raise Fault('stream.record-length', 'the CRC covers %d octets of the body, not %d' % (checked, expected), fatal=True)

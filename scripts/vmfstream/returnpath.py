@@ -15,6 +15,7 @@ from .records import Body
 
 Verdict = namedtuple('Verdict', 'accepted features page_channels texts')
 Ready = namedtuple('Ready', 'token flags static_sum device_sum sums place')
+NOBODY = bytes(16)
 
 _INCOMPATIBILITY = re.compile(r'[a-z][a-z0-9.-]*: .+: here .*, there .*')
 
@@ -31,6 +32,7 @@ class ReturnPath:
         self.reported = False
         self.pongs = 0
         self.host = None
+        self.state_directory = None   # TARGET_STATE's
         self.channel = None
         self.acks = []            # (sequence, entries, place)
         self.is_main = False
@@ -39,6 +41,7 @@ class ReturnPath:
         if record.kind not in wire.NAMES:
             return
         require(record.kind in wire.TO_SOURCE, 'stream.record-order', 'it belongs to the other direction')
+        require(record.kind != wire.ANSWER, 'stream.record-order', 'it belongs to a question, on a channel of its own')
         require(self.verdict is None or self.verdict.accepted, 'stream.record-order', 'after a VERDICT that refused')
         body = Body(record.body, self.order)
         if record.kind != wire.ACK:
@@ -72,6 +75,14 @@ class ReturnPath:
         require(1 <= length <= 255, 'stream.record-body', 'a name of %d octets' % length)
         self.host = body.text(length, 'the name')
         body.done()
+
+    def _read_target_state(self, record, body):
+        require(self.main.static.version < 3 or self.verdict is not None, 'stream.record-order', 'ahead of VERDICT')
+        require(self.state_directory is None, 'stream.record-order', 'a second one')
+        require(self.answer is None, 'stream.record-order', 'after the answer to SWITCHOVER')
+        self.state_directory, = body.take('16s')
+        body.done()
+        require(self.state_directory != NOBODY, 'stream.record-body', 'an id of zeros')
 
     def _verdict_and_static_data(self, verdict, features):
         static = self.main.static
@@ -109,12 +120,13 @@ class ReturnPath:
         self.acks.append((sequence, entries, record.place))
 
     def _read_ready(self, record, body):
-        token, _directory, flags, n_blocks, static_sum, device_sum = body.take('16s16sIIQQ')
+        token, directory, flags, n_blocks, static_sum, device_sum = body.take('16s16sIIQQ')
         require(not flags & ~wire.READY_HASHED, 'stream.record-body', 'unknown flags 0x%x' % flags)
         require(body.left() == 8 * n_blocks, 'stream.record-body', '%d octets for %d sums' % (body.left(), n_blocks))
         sums = body.take('%dQ' % n_blocks)
         self._answer(record, token)
         self.ready = Ready(token, flags, static_sum, device_sum, sums, record.place)
+        require(directory == (self.state_directory or NOBODY), 'stream.record-body', 'another state directory than TARGET_STATE named')
 
     def _read_refused(self, record, body):
         self._answer(record, _read_token_and_error(body))
@@ -143,7 +155,7 @@ class ReturnPath:
     def _read_report(self, record, body):
         token, flags, reserved, _gap = body.take('16sIIQ')
         body.done()
-        require(not flags & ~1 and reserved == 0, 'stream.record-body', 'a reserved field or flag is not zero')
+        require(not flags & ~wire.REPORT_FLAGS and reserved == 0, 'stream.record-body', 'a reserved field or flag is not zero')
         require(self.outcome == wire.RUNNING and not self.reported, 'stream.record-order', 'without RUNNING, or twice')
         self.reported = True
         self.main.features_used.append((wire.REPORT_FEATURE, record.place))
@@ -157,6 +169,10 @@ class ReturnPath:
         sent = self.main.pings[self.pongs - 1]
         require(cookie == sent, 'stream.record-body', 'cookie %016x came back as %016x' % (sent, cookie))
 
+    def _read_disk_synced(self, record, body):
+        require(self.answer is None, 'stream.record-order', 'after the answer to SWITCHOVER')
+        self.main.disks.read_synced(body)
+
     def _read_failed(self, record, body):
         _read_error(body)
         require(self.answer is None and not self.failed, 'stream.record-order', 'after the answer to SWITCHOVER')
@@ -167,7 +183,8 @@ class ReturnPath:
 
     _readers = {wire.VERDICT: _read_verdict, wire.ACK: _read_ack, wire.READY: _read_ready, wire.REFUSED: _read_refused,
                 wire.RUNNING: _read_running, wire.NEVER: _read_never, wire.REPORT: _read_report, wire.PONG: _read_pong,
-                wire.FAILED: _read_failed, wire.TARGET_HOST: _read_target_host}
+                wire.FAILED: _read_failed, wire.TARGET_HOST: _read_target_host, wire.TARGET_STATE: _read_target_state,
+                wire.DISK_SYNCED: _read_disk_synced}
 
 
 def _read_token_and_error(body):

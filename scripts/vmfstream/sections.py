@@ -4,7 +4,7 @@
 from . import wire
 from .faults import Fault, require
 from .records import Body
-from .xxh3 import xxh3_64
+from .hashes import xxh3_64
 
 
 class Section:

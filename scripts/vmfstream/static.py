@@ -8,6 +8,7 @@ from .faults import require
 
 Block = namedtuple('Block', 'index name size address rom')
 SectionEntry = namedtuple('SectionEntry', 'id name instance version')
+Disk = namedtuple('Disk', 'index name size sector copied')
 Features = namedtuple('Features', 'offered required page_channels')
 
 
@@ -16,13 +17,14 @@ class StaticData:
         self.version = version
         self.properties = None
         self.blocks = []
+        self.disks = []
         self.sections = None
         self.features = None
         self.host = None
         self.seen = set()
 
     def read(self, kind, body):
-        if kind != wire.RAM_BLOCK:
+        if kind not in (wire.RAM_BLOCK, wire.GUEST_DISK):
             require(kind not in self.seen, 'static.duplicate', 'a second one')
             self.seen.add(kind)
         self._readers[kind](self, body)
@@ -60,6 +62,26 @@ class StaticData:
         body.done()
         self.blocks.append(Block(index, name, size, address, bool(flags & wire.BLOCK_ROM)))
 
+    def _read_guest_disk(self, body):
+        index, flags, size, sector, name_length, reserved = body.take('IIQIHH')
+        require(index == len(self.disks) and index < wire.MAX_DISKS, 'stream.record-body',
+                'index %d where %d is next' % (index, len(self.disks)))
+        require(not flags & ~wire.DISK_COPIED and reserved == 0, 'stream.record-body', 'a reserved field or flag is not zero')
+        require(sector in (512, 4096), 'stream.record-body', 'sectors of %d octets' % sector)
+        most = wire.MAX_COPIED_DISK_SIZE if flags & wire.DISK_COPIED else wire.MAX_DISK_SIZE
+        require(0 < size <= most and size % sector == 0, 'stream.record-body', 'a size of %d octets' % size)
+        require(1 <= name_length <= 63, 'stream.record-body', 'a name of %d octets' % name_length)
+        name = body.name(name_length, 'the name')
+        require(all(name != d.name for d in self.disks), 'static.duplicate', 'disk %s twice' % name)
+        body.done()
+        self.disks.append(Disk(index, name, size, sector, bool(flags & wire.DISK_COPIED)))
+
+    def copies_without_feature(self):
+        """A disk that is marked as copied though the feature is not required; None: there is none."""
+        if self.features and self.features.required & wire.DISKS:
+            return None
+        return next((d.name for d in self.disks if d.copied), None)
+
     def _read_sections(self, body):
         count, reserved = body.take('II')
         require(count <= wire.MAX_SECTIONS, 'stream.record-body', '%d sections' % count)
@@ -92,4 +114,4 @@ class StaticData:
         self.host = body.text(length, 'the name')
 
     _readers = {wire.PROPERTIES: _read_properties, wire.RAM_BLOCK: _read_ram_block, wire.SECTIONS: _read_sections,
-                wire.FEATURES: _read_features, wire.HOST: _read_host}
+                wire.FEATURES: _read_features, wire.HOST: _read_host, wire.GUEST_DISK: _read_guest_disk}

@@ -15,6 +15,8 @@ def summary(verifier):
                 pages_records=image.records, data_pages_sent=image.data_pages, zero_pages_sent=image.zero_pages,
                 sums_checked=verifier.sums_checked)
     held['blocks'] = [_block(block, image) for block in main.static.blocks]
+    held['disks'] = [{'name': copy.disk.name, 'size_bytes': copy.disk.size, 'data_bytes': copy.data_octets}
+                     for _, copy in sorted(main.disks.copies.items())]
     held['sections'] = [_section(section) for section in (main.sections.sections if main.sections else ())]
     return held
 
@@ -49,6 +51,9 @@ def in_words(file, held):
     parts.append('sections: %s' % (', '.join('%s/%d v%d (%s%d octets)' % (
         s['name'], s['instance'], s['version'], 'device, ' if s['device_state'] else '', s['content_bytes'])
         for s in sections) or 'none'))
+    if held['disks']:
+        parts.append('copied disks: %s' % ', '.join('%s (%d octets, %d sent)' % (d['name'], d['size_bytes'], d['data_bytes'])
+                                                    for d in held['disks']))
     if held['trailing_bytes']:
         parts.append('%d octets after END, ignored' % held['trailing_bytes'])
     return '; '.join(parts)

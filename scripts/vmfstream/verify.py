@@ -10,7 +10,7 @@ from .mainchannel import MainChannel
 from .pages import PageChannel
 from .records import Body, read_image_header, read_machine_header, read_preamble, walk
 from .returnpath import ReturnPath, check_acks
-from .xxh3 import xxh3_64
+from .hashes import xxh3_64
 
 
 def map_file(path):

@@ -9,8 +9,9 @@ import struct
 
 from . import wire
 from .crc32c import crc32c
+from .disks import granule_digest
 from .image import mix, page_digest
-from .xxh3 import xxh3_64
+from .hashes import xxh3_64
 
 _M64 = 0xFFFFFFFFFFFFFFFF
 
@@ -41,10 +42,16 @@ def preamble(version, big_endian, channel, session, epoch=1, reserved=0):
     return start + struct.pack('>I', crc32c(start))
 
 
+def question_preamble(version, big_endian, token, options=None, reserved=0, more=bytes(12)):
+    flags = (wire.OPTION_BIG_ENDIAN if big_endian else 0) if options is None else options
+    start = wire.QUESTION_MARKER + struct.pack('>IHH16s12s', version, flags, reserved, token, more)
+    return start + struct.pack('>I', crc32c(start))
+
+
 def record(order, kind, body=b'', checked=None, length=None, padding=None):
     length = len(body) if length is None else length
     if checked is None:
-        checked = wire.PAGES_FIXED if kind == wire.PAGES else length
+        checked = wire.HAS_PAYLOAD.get(kind, length)
     header = struct.pack(order + 'III', kind, length, checked)
     padding = bytes(-len(body) % 8) if padding is None else padding
     return header + struct.pack(order + 'I', crc32c(header + body[:checked])) + body + padding
@@ -126,6 +133,9 @@ class Channel:
             body += self.packed('H', len(text.encode())) + text.encode()
         self.add(wire.VERDICT, body)
 
+    def token(self, kind, token):
+        self.add(kind, token)
+
     def error(self, kind, id, text, token=b''):
         body = self.packed('HHI', len(id), len(text.encode()), 0) + id.encode() + text.encode()
         self.add(kind, token + body)
@@ -138,6 +148,8 @@ class Stream(Channel):
         super().__init__(version, big_endian)
         self.one_way = one_way
         self.blocks = []
+        self.disks = []
+        self.granules = {}    # (disk, granule) -> digest
         self.memory = Memory()
         self.section_bodies = b''
         self.static_octets = None
@@ -160,6 +172,31 @@ class Stream(Channel):
         self.add(wire.RAM_BLOCK, self.packed('IIQQIHH', index, wire.BLOCK_ROM if rom else 0, size, address, wire.PAGE_SIZE,
                                              len(name), 0) + name.encode())
         self.blocks.append(size // wire.PAGE_SIZE)
+
+    def guest_disk(self, name, size, copied=True, sector=512, index=None):
+        index = len(self.disks) if index is None else index
+        self.add(wire.GUEST_DISK, self.packed('IIQIHH', index, wire.DISK_COPIED if copied else 0, size, sector, len(name), 0) +
+                 name.encode())
+        self.disks.append((size, copied))
+
+    def extent(self, disk, offset, data=None, length=None, first=True, flags=None):
+        """@data None: zeros, @length of them."""
+        length = len(data) if length is None else length
+        for at in range(0, length, wire.GRANULE):
+            self.granules[disk, (offset + at) // wire.GRANULE] = granule_digest(data[at:at + wire.GRANULE]) if data else 0
+        if flags is None:
+            flags = (wire.EXTENT_FIRST if first else 0) | (0 if data else wire.EXTENT_ZERO)
+        self.add(wire.EXTENT, self.packed('IIQQ', disk, flags, offset, length) + (data or b''))
+
+    def disk_sum(self, disk):
+        return sum(mix(granule, digest) for (d, granule), digest in self.granules.items() if d == disk) & _M64
+
+    def disk_sync(self, cookie, flags=0, sums=None, kind=None):
+        copied = [n for n, disk in enumerate(self.disks) if disk[1]]
+        body = self.packed('QII', cookie, len(copied), flags)
+        for disk in copied:
+            body += self.packed('IIQ', disk, 0, self.disk_sum(disk) if sums is None else sums)
+        self.add(kind or wire.DISK_SYNC, body)
 
     def sections(self, entries):
         """@entries: (name, instance, version)."""
@@ -203,9 +240,6 @@ class Stream(Channel):
             data, zero, hole = (counts or {}).get(block, (data, zero, pages - data - zero))
             body += self.packed('IIQQQQ', block, 0, data, zero, hole, (sums or {}).get(block, self.memory.sum(block)))
         self.add(wire.SWITCHOVER, body)
-
-    def token(self, kind, token):
-        self.add(kind, token)
 
     def end(self):
         self.add(wire.END)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""XXH3-64 with seed 0, in plain Python, and the faster one of python3-xxhash under the same name where it is installed.
+"""XXH3 with seed 0, of 64 and of 128 bits, in plain Python.
 
 Above 240 octets the sum over the stripes of one block commutes, so each lane is summed on its own over slices, which is what
 makes a page cost about a tenth of a millisecond here.
@@ -113,7 +113,8 @@ def _scramble(lanes):
         lanes[i] = (h ^ h >> 47 ^ _SCRAMBLE_KEYS[i]) * _P32_1 & _M64
 
 
-def _long(d):
+def _lanes(d):
+    """The eight lanes after all of @d, which is longer than 240 octets."""
     n = len(d)
     lanes = [_P32_3, _P64_1, _P64_2, _P64_3, _P64_4, _P32_2, _P64_5, _P32_1]
     blocks = (n - 1) // _BLOCK
@@ -125,13 +126,16 @@ def _long(d):
         _accumulate(lanes, struct.unpack_from('<%dQ' % (8 * stripes), d, blocks * _BLOCK), _LANE_KEYS)
     last_keys = struct.unpack_from('<8Q', _SECRET, 192 - 64 - 7)
     _accumulate(lanes, struct.unpack_from('<8Q', d, n - _STRIPE), [(k,) for k in last_keys])
-    h = n * _P64_1
+    return lanes
+
+
+def _merged(lanes, key, h):
     for i in range(4):
-        h += _fold(lanes[2 * i] ^ _u64(_SECRET, 11 + 16 * i), lanes[2 * i + 1] ^ _u64(_SECRET, 19 + 16 * i))
+        h += _fold(lanes[2 * i] ^ _u64(_SECRET, key + 16 * i), lanes[2 * i + 1] ^ _u64(_SECRET, key + 8 + 16 * i))
     return _avalanche(h & _M64)
 
 
-def xxh3_64_python(octets):
+def xxh3_64(octets):
     n = len(octets)
     if n <= 16:
         return _to_16(octets)
@@ -139,10 +143,81 @@ def xxh3_64_python(octets):
         return _to_128(octets)
     if n <= 240:
         return _to_240(octets)
-    return _long(octets)
+    return _merged(_lanes(octets), 11, n * _P64_1)
 
 
-try:
-    from xxhash import xxh3_64_intdigest as xxh3_64
-except ImportError:
-    xxh3_64 = xxh3_64_python
+# 128 bits: two halves, low and high.
+
+def _swapped(h, octets=8):
+    return int.from_bytes(h.to_bytes(octets, 'little'), 'big')
+
+
+def _wide_to_8(d):
+    n = len(d)
+    if n == 0:
+        return tuple(_avalanche64(_u64(_SECRET, at) ^ _u64(_SECRET, at + 8)) for at in (64, 80))
+    if n <= 3:
+        low = d[0] << 16 | d[n >> 1] << 24 | d[n - 1] | n << 8
+        high = _swapped(low, 4)
+        high = (high << 13 | high >> 19) & _M32
+        return (_avalanche64(low ^ _u32(_SECRET, 0) ^ _u32(_SECRET, 4)),
+                _avalanche64(high ^ _u32(_SECRET, 8) ^ _u32(_SECRET, 12)))
+    keyed = (_u32(d, 0) + (_u32(d, n - 4) << 32)) ^ _u64(_SECRET, 16) ^ _u64(_SECRET, 24)
+    product = keyed * (_P64_1 + (n << 2))
+    low, high = product & _M64, product >> 64
+    high = high + (low << 1) & _M64
+    low ^= high >> 3
+    low = (low ^ low >> 35) * 0x9FB21C651E98DF25 & _M64
+    return low ^ low >> 28, _avalanche(high)
+
+
+def _wide_to_16(d):
+    n = len(d)
+    first, last = _u64(d, 0), _u64(d, n - 8)
+    product = (first ^ last ^ _u64(_SECRET, 32) ^ _u64(_SECRET, 40)) * _P64_1
+    low, high = product + ((n - 1) << 54) & _M64, product >> 64
+    last ^= _u64(_SECRET, 48) ^ _u64(_SECRET, 56)
+    high = high + last + (last & _M32) * (_P32_2 - 1) & _M64
+    product = (low ^ _swapped(high)) * _P64_2
+    return _avalanche(product & _M64), _avalanche((product >> 64) + high * _P64_2 & _M64)
+
+
+def _mix32(low, high, d, first, second, key):
+    low = low + _mix16(d, first, key) & _M64 ^ _u64(d, second) + _u64(d, second + 8) & _M64
+    high = high + _mix16(d, second, key + 16) & _M64 ^ _u64(d, first) + _u64(d, first + 8) & _M64
+    return low, high
+
+
+def _wide_to_240(d):
+    n = len(d)
+    low, high = n * _P64_1 & _M64, 0
+    if n <= 128:
+        for i in range((n - 1) // 32, -1, -1):
+            low, high = _mix32(low, high, d, 16 * i, n - 16 * (i + 1), 32 * i)
+    else:
+        for i in range(4):
+            low, high = _mix32(low, high, d, 32 * i, 32 * i + 16, 32 * i)
+        low, high = _avalanche(low), _avalanche(high)
+        for i in range(4, n // 32):
+            low, high = _mix32(low, high, d, 32 * i, 32 * i + 16, 3 + 32 * (i - 4))
+        low, high = _mix32(low, high, d, n - 16, n - 32, 136 - 17 - 16)
+    return (_avalanche(low + high & _M64),
+            -_avalanche(low * _P64_1 + high * _P64_4 + n * _P64_2 & _M64) & _M64)
+
+
+def _wide(octets):
+    n = len(octets)
+    if n <= 8:
+        return _wide_to_8(octets)
+    if n <= 16:
+        return _wide_to_16(octets)
+    if n <= 240:
+        return _wide_to_240(octets)
+    lanes = _lanes(octets)
+    return _merged(lanes, 11, n * _P64_1), _merged(lanes, 192 - 64 - 11, ~(n * _P64_2) & _M64)
+
+
+def xxh3_128(octets):
+    """In canonical form: 16 octets, the most significant one first."""
+    low, high = _wide(octets)
+    return struct.pack('>QQ', high, low)

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* A backup's parts: backup.c begins and ends it and is the disk's gate, backup-copy.c is its thread. */
+#ifndef BLOCK_BACKUP_PRIVATE_H
+#define BLOCK_BACKUP_PRIVATE_H
+
+#include <vmferry/backup.h>
+
+#include "block/disk-private.h"
+
+#define VMF_BACKUP_UNIT 65536u
+#define VMF_BACKUP_RUN_UNITS 16u /* that are read at once */
+#define VMF_BACKUP_JOBS 16u
+
+typedef enum { JOB_FREE, JOB_READING, JOB_READ, JOB_WRITING } JobState;
+
+/* A run of units on its way. */
+typedef struct {
+    VmfBackup *backup;
+    JobState state;
+    uint64_t first, n; /* units */
+    VmfDiskRequest read;
+    VmfStorageRequest write;
+    struct iovec iov, write_iov;
+    void *data; /* of VMF_BACKUP_RUN_UNITS */
+} Job;
+
+typedef enum {
+    BACKUP_DRAINS,   /* every change is held, until none is under way: that is the moment */
+    BACKUP_PREPARES, /* every change is held: what is to be copied is being found out */
+    BACKUP_COPIES,   /* changes of what is not copied yet are held */
+    BACKUP_OVER,     /* nothing is held */
+} BackupState;
+
+struct VmfBackup {
+    VmfDisk *disk;
+    char *bitmap; /* NULL: none */
+    bool full;
+    uint64_t bytes_per_second;
+    void (*ended)(VmfBackup *backup, void *opaque);
+    void *opaque;
+    uint64_t n_units;
+
+    VmfStorage *target;
+    bool fresh;      /* it reads as zeros where nothing is written */
+    int target_lock; /* -1: none */
+    pthread_t thread;
+    bool gated; /* the disk has its gate */
+
+    /* backup-copy.c: the thread's own */
+    VmfStorageQueue *queue;
+    Job jobs[VMF_BACKUP_JOBS];
+    uint64_t extent_begin, extent_end; /* bytes: what is known of holes */
+    bool extent_is_hole;
+    int64_t next_ns; /* no sooner is more read, but for a guest that waits */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    BackupState state;
+    GError *error;            /* the first one; owned */
+    bool aside;               /* the bitmap's bits are */
+    bool is_over;             /* the thread has done all but telling */
+    bool in_queue;            /* the thread sleeps in it, and was not woken */
+    uint64_t *todo, *reading; /* by unit */
+    uint64_t *asked;          /* by unit: has been in urgent */
+    uint64_t cursor;          /* no unit before it is to do */
+    GArray *urgent;           /* uint64_t: units that are waited for; some may be done already */
+    VmfBackupProgress progress;
+};
+
+/* By unit. */
+static inline bool vmf_backup_bit(const uint64_t *bits, uint64_t unit)
+{
+    return bits[unit / 64] >> (unit & 63) & 1;
+}
+
+static inline void vmf_backup_set_bit(uint64_t *bits, uint64_t unit)
+{
+    bits[unit / 64] |= 1ull << (unit & 63);
+}
+
+/* Lock held. The first one counts; nothing is held from now on. Takes over @error. */
+void vmf_backup_fail(VmfBackup *backup, GError *error);
+/* Lock held. */
+void vmf_backup_wake(VmfBackup *backup);
+
+/* backup-copy.c. Copies all that is to do; false: backup->error says why. Nothing is under way when it returns. */
+bool vmf_backup_copy(VmfBackup *backup);
+
+#endif

@@ -1,0 +1,657 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Theory of Operation
+ *
+ * The rule: whatever happens to this process or its host, a block that was changed while a bitmap recorded is dirty in
+ * what is read from the file afterwards. To sync a bit ahead of every write would cost each of them a sync; so the file
+ * says it twice. The *bits* are what memory had when the file was last cleaned. The *intents*, a bit for each region of
+ * 4 MiB or more, say where memory may have more; after a crash such a region is dirty as a whole.
+ *
+ *   mark (submitter) ...... bits and intents in memory
+ *   commit (I/O thread) ... intents that the file does not have yet: written, synced; then the write goes to the disk
+ *   clean (each 5 s) ...... bits that differ: written, synced; then intents are dropped of regions that nobody has
+ *                           changed since, and nothing is under way in. This is not synced: it may as well be lost
+ *
+ * So a sync is paid by the first write to a region that was at rest, and by nobody in the steady state.
+ *
+ * Every sector is written whole and is old or new after a crash (as of any disk; a sector that is neither is damage,
+ * and is found by its sum). Old or new intents both hold: a bit is added ahead of the write that needs it, and dropped
+ * after the bits are synced. Old or new bits both hold where there is an intent. So nothing here needs a journal.
+ *
+ * What bitmaps there are, and which record, changes rarely: then the whole file is written anew beside the old one and
+ * takes its name. Writes to regions at rest wait for that; those to others do not, since both files have their intents.
+ *
+ * A file that cannot be written would go on saying that all is as it was. It is removed then: its bitmaps are in memory
+ * only from there on, and that is stated. One that can be neither written nor removed makes the guest's writes fail.
+ *
+ * Stored at the disk's release, the file is no longer in use, has no intents, and has the time at which the disk's file
+ * was changed last: whoever changes that without recording it makes what records inconsistent.
+ */
+#include "block/bitmap-set.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <vmferry/error.h>
+
+#define CLEAN_SECONDS 5
+#define BATCH 128u /* sectors in one write */
+
+/* ---- giving it up ------------------------------------------------------------------------------------------------ */
+
+static int sync_directory_of(const char *path)
+{
+    g_autofree char *directory = g_path_get_dirname(path);
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
+
+    if (fd < 0)
+        return errno;
+    if (fsync(fd) < 0 && errno != EINVAL)
+        err = errno;
+    close(fd);
+    return err;
+}
+
+static bool remove_file(const VmfBitmaps *set, GError **error)
+{
+    int err = unlink(set->path) < 0 && errno != ENOENT ? errno : sync_directory_of(set->path);
+
+    if (err)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "disk %s: bitmaps: remove %s: %s", set->disk, set->path,
+                    g_strerror(err));
+    return err == 0;
+}
+
+/* Lock held. */
+static void stop_storing(VmfBitmaps *set)
+{
+    set->stores = false;
+    set->unsynced = 0;
+    atomic_store(&set->waits, false);
+    vmf_bitmaps_set_records(set);
+}
+
+/* File held. @cause: why it could not be written. False: it could not be removed either, and @error says so. */
+static bool give_up(VmfBitmaps *set, const GError *cause, GError **error)
+{
+    set->broken = !remove_file(set, error);
+    pthread_mutex_lock(&set->lock);
+    g_free(set->problem);
+    set->problem = g_strdup_printf(
+        "its file %s: %s", set->broken ? "cannot be written or removed" : "could not be written and was removed",
+        cause->message);
+    for (guint i = 0; i < set->bitmaps->len && !set->broken; i++)
+        ((VmfBitmap *)g_ptr_array_index(set->bitmaps, i))->persistent = false;
+    if (!set->broken)
+        stop_storing(set);
+    pthread_mutex_unlock(&set->lock);
+    return !set->broken;
+}
+
+/* ---- the file's sectors: file held ------------------------------------------------------------------------------- */
+
+/* Lock held. NULL: no more. */
+static VmfBitmap *persistent_at(const VmfBitmaps *set, uint32_t index)
+{
+    for (guint i = 0; i < set->bitmaps->len; i++) {
+        VmfBitmap *bitmap = g_ptr_array_index(set->bitmaps, i);
+
+        if (bitmap->persistent && index-- == 0)
+            return bitmap;
+    }
+    return NULL;
+}
+
+static bool write_header(VmfStorage *storage, const VmfBitmapHeader *header, uint64_t n_sectors, GError **error)
+{
+    uint8_t sector[VMF_BITMAP_SECTOR];
+
+    vmf_bitmap_encode_header(sector, header, n_sectors);
+    return vmf_storage_write(storage, 0, sector, sizeof(sector), error);
+}
+
+/* Those of the pieces in @which. */
+static bool write_intents(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeader *header, uint64_t which,
+                          GError **error)
+{
+    uint8_t sector[VMF_BITMAP_SECTOR];
+
+    for (uint32_t piece = 0; piece < header->n_intent_pieces; piece++) {
+        if (!(which >> piece & 1))
+            continue;
+        pthread_mutex_lock(&set->lock);
+        vmf_bitmap_encode(sector, header, VMF_BITMAP_INTENTS, piece, set->intents + piece * VMF_BITMAP_PIECE_WORDS,
+                          VMF_BITMAP_PIECE_WORDS);
+        pthread_mutex_unlock(&set->lock);
+        if (!vmf_storage_write(storage, (uint64_t)(1 + piece) * VMF_BITMAP_SECTOR, sector, sizeof(sector), error))
+            return false;
+    }
+    return true;
+}
+
+/* Up to BATCH pieces in a row, from @piece on, as far as they are stale or @all. Returns how many. */
+static unsigned take_pieces(VmfBitmaps *set, VmfBitmap *bitmap, uint64_t piece, uint32_t index, bool all,
+                            const VmfBitmapHeader *header, uint8_t *sectors)
+{
+    uint64_t words[VMF_BITMAP_PIECE_WORDS];
+    unsigned n = 0;
+
+    pthread_mutex_lock(&set->lock);
+    for (; n < BATCH && piece < bitmap->n_pieces && (all || vmf_bitmap_next_stale(bitmap, piece) == piece);
+         n++, piece++) {
+        vmf_bitmap_take_piece(bitmap, piece, words);
+        vmf_bitmap_encode(sectors + n * VMF_BITMAP_SECTOR, header, VMF_BITMAP_BITS + index, (uint32_t)piece, words,
+                          VMF_BITMAP_PIECE_WORDS);
+    }
+    pthread_mutex_unlock(&set->lock);
+    return n;
+}
+
+static uint64_t first_stale(VmfBitmaps *set, const VmfBitmap *bitmap, uint64_t from)
+{
+    pthread_mutex_lock(&set->lock);
+    uint64_t piece = vmf_bitmap_next_stale(bitmap, from);
+    pthread_mutex_unlock(&set->lock);
+    return piece;
+}
+
+static bool write_bits(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeader *header, VmfBitmap *bitmap,
+                       uint32_t index, uint64_t first_sector, bool all, GError **error)
+{
+    g_autofree uint8_t *sectors = g_malloc(BATCH * VMF_BITMAP_SECTOR);
+
+    for (uint64_t piece = 0, n; piece < bitmap->n_pieces; piece += n) {
+        piece = all ? piece : first_stale(set, bitmap, piece);
+        n = take_pieces(set, bitmap, piece, index, all, header, sectors);
+        if (n > 0 && !vmf_storage_write(storage, (first_sector + piece) * VMF_BITMAP_SECTOR, sectors,
+                                        n * VMF_BITMAP_SECTOR, error))
+            return false;
+    }
+    return true;
+}
+
+/* Admin held: which are persistent does not change, but by giving up, and then the file is nobody's. */
+static bool write_all_bits(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeader *header, bool all,
+                           GError **error)
+{
+    uint64_t at = vmf_bitmap_file_bits(header);
+
+    for (uint32_t i = 0; i < header->n_bitmaps; i++) {
+        pthread_mutex_lock(&set->lock);
+        VmfBitmap *bitmap = persistent_at(set, i);
+        pthread_mutex_unlock(&set->lock);
+        if (!bitmap)
+            break;
+        /* What is inconsistent stays as it is: it says nothing. */
+        if ((all || !bitmap->problem) && !write_bits(set, storage, header, bitmap, i, at, all, error))
+            return false;
+        at += bitmap->n_pieces;
+    }
+    return true;
+}
+
+/* ---- commit ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t take_unsynced(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->lock);
+    uint64_t which = set->unsynced;
+    set->unsynced = 0;
+    atomic_store(&set->waits, false);
+    pthread_mutex_unlock(&set->lock);
+    return which;
+}
+
+static void put_unsynced(VmfBitmaps *set, uint64_t which)
+{
+    pthread_mutex_lock(&set->lock);
+    set->unsynced |= which;
+    atomic_store(&set->waits, true);
+    pthread_mutex_unlock(&set->lock);
+}
+
+static uint64_t n_sectors_of(VmfBitmaps *set, const VmfBitmapHeader *header)
+{
+    uint64_t n = vmf_bitmap_file_bits(header);
+
+    pthread_mutex_lock(&set->lock);
+    for (uint32_t i = 0; i < header->n_bitmaps; i++) {
+        const VmfBitmap *bitmap = persistent_at(set, i);
+
+        n += bitmap ? bitmap->n_pieces : 0;
+    }
+    pthread_mutex_unlock(&set->lock);
+    return n;
+}
+
+static bool write_use(VmfBitmaps *set, bool in_use, int64_t mtime_ns, GError **error)
+{
+    VmfBitmapHeader header = set->header;
+
+    header.in_use = in_use;
+    header.mtime_ns = in_use ? 0 : mtime_ns;
+    if (!write_header(set->storage, &header, n_sectors_of(set, &header), error))
+        return false;
+    set->header = header;
+    return true;
+}
+
+static bool commit(VmfBitmaps *set, GError **error)
+{
+    g_autoptr(GError) cause = NULL;
+    uint64_t which = take_unsynced(set);
+
+    if (!which || !set->storage)
+        return true;
+    if ((set->header.in_use || write_use(set, true, 0, &cause)) &&
+        write_intents(set, set->storage, &set->header, which, &cause) && vmf_storage_flush(set->storage, &cause)) {
+        set->broken = false;
+        return true;
+    }
+    if (give_up(set, cause, error))
+        return true;
+    put_unsynced(set, which);
+    return false;
+}
+
+bool vmf_bitmaps_commit(VmfBitmaps *set, GError **error)
+{
+    if (!atomic_load(&set->waits))
+        return true;
+    pthread_mutex_lock(&set->file);
+    bool done = commit(set, error);
+    pthread_mutex_unlock(&set->file);
+    return done;
+}
+
+/* ---- clean ------------------------------------------------------------------------------------------------------- */
+
+static void forget_touched(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->lock);
+    memset(set->touched, 0, set->header.n_intent_pieces * VMF_BITMAP_PIECE_WORDS * 8);
+    pthread_mutex_unlock(&set->lock);
+}
+
+/* Returns in which pieces. */
+static uint64_t drop_intents_at_rest(VmfBitmaps *set)
+{
+    uint64_t which = 0;
+
+    pthread_mutex_lock(&set->lock);
+    for (uint32_t r = 0; r < set->header.n_regions; r++) {
+        uint64_t bit = 1ull << (r & 63);
+
+        if (!(set->intents[r / 64] & bit) || set->touched[r / 64] & bit || set->under_way[r])
+            continue;
+        set->intents[r / 64] &= ~bit;
+        which |= 1ull << r / 64 / VMF_BITMAP_PIECE_WORDS;
+    }
+    pthread_mutex_unlock(&set->lock);
+    return which;
+}
+
+static bool file_unlock(VmfBitmaps *set, bool done)
+{
+    pthread_mutex_unlock(&set->file);
+    return done;
+}
+
+static bool write_stale(VmfBitmaps *set, GError **error)
+{
+    pthread_mutex_lock(&set->file);
+    return file_unlock(set, write_all_bits(set, set->storage, &set->header, false, error));
+}
+
+static bool write_rest(VmfBitmaps *set, GError **error)
+{
+    pthread_mutex_lock(&set->file);
+    return file_unlock(set, write_intents(set, set->storage, &set->header, drop_intents_at_rest(set), error));
+}
+
+static bool is_storing(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->lock);
+    bool stores = set->stores && set->storage;
+    pthread_mutex_unlock(&set->lock);
+    return stores;
+}
+
+/* The file is not held while it syncs: whoever commits meanwhile syncs himself. */
+bool vmf_bitmaps_clean(VmfBitmaps *set, GError **error)
+{
+    g_autoptr(GError) cause = NULL;
+
+    if (!is_storing(set) || set->broken)
+        return true;
+    forget_touched(set);
+    if (write_stale(set, &cause) && vmf_storage_flush(set->storage, &cause) && write_rest(set, &cause))
+        return true;
+    pthread_mutex_lock(&set->file);
+    give_up(set, cause, NULL);
+    pthread_mutex_unlock(&set->file);
+    g_propagate_prefixed_error(error, g_steal_pointer(&cause), "disk %s: bitmaps: ", set->disk);
+    return false;
+}
+
+/* Lock held; it sleeps without. */
+static bool sleep_until_clean(VmfBitmaps *set)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += CLEAN_SECONDS;
+    while (!set->quit)
+        if (pthread_cond_timedwait(&set->wake, &set->lock, &until) == ETIMEDOUT)
+            break;
+    return !set->quit;
+}
+
+static bool has_intents(const VmfBitmaps *set)
+{
+    for (uint32_t word = 0; word < set->header.n_intent_pieces * VMF_BITMAP_PIECE_WORDS; word++)
+        if (set->intents[word])
+            return true;
+    return false;
+}
+
+static void *cleaner_main(void *opaque)
+{
+    VmfBitmaps *set = opaque;
+
+    pthread_mutex_lock(&set->lock);
+    while (sleep_until_clean(set)) {
+        bool due = has_intents(set);
+
+        pthread_mutex_unlock(&set->lock);
+        /* Who has it may be waiting for this thread to end. */
+        if (due && pthread_mutex_trylock(&set->admin) == 0) {
+            vmf_bitmaps_clean(set, NULL);
+            pthread_mutex_unlock(&set->admin);
+        }
+        pthread_mutex_lock(&set->lock);
+    }
+    pthread_mutex_unlock(&set->lock);
+    return NULL;
+}
+
+/* ---- writing it anew --------------------------------------------------------------------------------------------- */
+
+static VmfStorage *open_file(VmfBitmaps *set, VmfStorageMode mode, GError **error)
+{
+    g_autofree char *uri = g_strconcat("file:", set->path, NULL);
+    VmfStorageOptions options = {.mode = mode, .buffered = true, .backend = "threads"};
+    VmfStorage *storage = vmf_storage_open(uri, &options, error);
+
+    return storage && set->wrap ? set->wrap(storage, set->wrap_opaque, error) : storage;
+}
+
+static bool write_entries(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeader *header, GError **error)
+{
+    uint64_t at = vmf_bitmap_file_bits(header);
+    uint8_t sector[VMF_BITMAP_SECTOR];
+
+    for (uint32_t i = 0; i < header->n_bitmaps; i++) {
+        pthread_mutex_lock(&set->lock);
+        const VmfBitmap *bitmap = persistent_at(set, i);
+        vmf_bitmap_encode_entry(sector, header, i, bitmap, at);
+        at += bitmap->n_pieces;
+        pthread_mutex_unlock(&set->lock);
+        if (!vmf_storage_write(storage, (vmf_bitmap_file_entries(header) + i) * VMF_BITMAP_SECTOR, sector,
+                               sizeof(sector), error))
+            return false;
+    }
+    return true;
+}
+
+/*
+ * From now on marks leave intents, which wait for the file; what is under way has left none, where nothing recorded.
+ * Returns how many bitmaps the file will have.
+ */
+static uint32_t begin_storing(VmfBitmaps *set)
+{
+    uint32_t n = 0;
+
+    pthread_mutex_lock(&set->lock);
+    while (persistent_at(set, n))
+        n++;
+    set->stores |= n > 0;
+    vmf_bitmaps_set_records(set);
+    for (uint32_t r = 0; r < set->header.n_regions && set->records; r++)
+        if (set->under_way[r])
+            set->intents[r / 64] |= 1ull << (r & 63);
+    pthread_mutex_unlock(&set->lock);
+    return n;
+}
+
+static bool fill_file(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeader *header, GError **error)
+{
+    uint64_t n_sectors = n_sectors_of(set, header);
+
+    return vmf_storage_set_size(storage, n_sectors * VMF_BITMAP_SECTOR, error) &&
+           write_header(storage, header, n_sectors, error) && write_intents(set, storage, header, ~0ull, error) &&
+           write_entries(set, storage, header, error) && write_all_bits(set, storage, header, true, error) &&
+           vmf_storage_flush(storage, error);
+}
+
+/* The old file was not written: it has less than was taken for the new one. */
+static void note_all_stale(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->lock);
+    for (guint i = 0; i < set->bitmaps->len; i++) {
+        VmfBitmap *bitmap = g_ptr_array_index(set->bitmaps, i);
+
+        memset(bitmap->stale, 0xff, (bitmap->n_pieces / 64 + 1) * 8);
+    }
+    set->stores = set->storage != NULL;
+    set->unsynced = (1ull << set->header.n_intent_pieces) - 1;
+    atomic_store(&set->waits, true);
+    vmf_bitmaps_set_records(set);
+    pthread_mutex_unlock(&set->lock);
+}
+
+/* File held. */
+static bool replace_file(VmfBitmaps *set, uint32_t n, GError **error)
+{
+    VmfBitmapHeader header = set->header;
+    g_autoptr(GError) cause = NULL;
+
+    header.id = g_random_int();
+    header.in_use = true;
+    header.mtime_ns = 0;
+    header.n_bitmaps = n;
+    g_autoptr(VmfStorage) storage = open_file(set, VMF_STORAGE_CREATE, error);
+    if (!storage || !fill_file(set, storage, &header, error)) {
+        note_all_stale(set);
+        return false;
+    }
+    if (!vmf_storage_commit(storage, &cause)) { /* which of the two has the name now is not known */
+        give_up(set, cause, NULL);
+        g_propagate_error(error, g_steal_pointer(&cause));
+        return false;
+    }
+    g_clear_pointer(&set->storage, vmf_storage_free);
+    set->storage = g_steal_pointer(&storage);
+    set->header = header;
+    return true;
+}
+
+static bool drop_file(VmfBitmaps *set, GError **error)
+{
+    if (!remove_file(set, error))
+        return false;
+    pthread_mutex_lock(&set->lock);
+    stop_storing(set);
+    pthread_mutex_unlock(&set->lock);
+    g_clear_pointer(&set->storage, vmf_storage_free);
+    return true;
+}
+
+static bool start_cleaner(VmfBitmaps *set, GError **error);
+
+bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error)
+{
+    uint32_t n;
+
+    if (!start_cleaner(set, error))
+        return false;
+    pthread_mutex_lock(&set->file);
+    n = begin_storing(set);
+    bool done = n > 0 ? replace_file(set, n, error) : drop_file(set, error);
+    if (!done)
+        g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
+    return file_unlock(set, done);
+}
+
+/* ---- beginning and end ------------------------------------------------------------------------------------------- */
+
+static bool start_cleaner(VmfBitmaps *set, GError **error)
+{
+    int err;
+
+    if (set->cleaner)
+        return true;
+    set->quit = false;
+    err = pthread_create(&set->cleaner, NULL, cleaner_main, set);
+    if (err)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disk %s: bitmaps: thread: %s", set->disk, g_strerror(err));
+    return err == 0;
+}
+
+static void end_cleaner(VmfBitmaps *set)
+{
+    if (!set->cleaner)
+        return;
+    pthread_mutex_lock(&set->lock);
+    set->quit = true;
+    pthread_cond_broadcast(&set->wake);
+    pthread_mutex_unlock(&set->lock);
+    pthread_join(set->cleaner, NULL);
+    set->cleaner = 0;
+}
+
+/* A region with an intent is dirty, whatever the bits say. */
+static void replay(VmfBitmaps *set, VmfBitmap *bitmap)
+{
+    for (uint64_t r = 0; r < set->header.n_regions; r++) {
+        uint64_t offset = r * set->header.region_bytes;
+
+        if (set->intents[r / 64] >> (r & 63) & 1)
+            vmf_bitmap_set(bitmap, offset, MIN(set->header.region_bytes, set->size_bytes - offset));
+    }
+}
+
+static void settle(VmfBitmaps *set, VmfBitmap *bitmap, int64_t mtime_ns)
+{
+    if (!bitmap->recording)
+        return;
+    replay(set, bitmap);
+    if (!set->header.in_use && set->header.mtime_ns != mtime_ns && !bitmap->problem)
+        bitmap->problem = g_strdup("the disk was written by somebody who did not record it");
+}
+
+static unsigned n_problems(const GPtrArray *bitmaps)
+{
+    unsigned n = 0;
+
+    for (guint i = 0; i < bitmaps->len; i++)
+        n += ((const VmfBitmap *)g_ptr_array_index(bitmaps, i))->problem != NULL;
+    return n;
+}
+
+/* Two of one name: the one that was here says what it has to the one from the file. */
+static void adopt(VmfBitmaps *set, GPtrArray *found, int64_t mtime_ns)
+{
+    for (guint i = 0; i < found->len; i++) {
+        VmfBitmap *bitmap = g_ptr_array_index(found, i), *here = vmf_bitmaps_find(set, bitmap->name);
+
+        settle(set, bitmap, mtime_ns);
+        if (here) {
+            vmf_bitmap_merge(bitmap, here);
+            g_ptr_array_remove(set->bitmaps, here);
+        }
+        g_ptr_array_add(set->bitmaps, bitmap);
+    }
+    set->stores = true;
+    vmf_bitmaps_set_records(set);
+}
+
+/* What cannot be trusted is to be so for the next reader too, when what gave it away has gone. */
+static bool load(VmfBitmaps *set, int64_t mtime_ns, GError **error)
+{
+    g_autoptr(GPtrArray) found = g_ptr_array_new();
+    g_autoptr(GError) cause = NULL;
+
+    set->storage = open_file(set, VMF_STORAGE_MODIFY, error);
+    if (!set->storage)
+        return false;
+    pthread_mutex_lock(&set->lock);
+    if (vmf_bitmap_file_read(set->storage, set->size_bytes, &set->header, set->intents, found, &cause))
+        adopt(set, found, mtime_ns);
+    else
+        set->problem = g_strdup(cause->message);
+    pthread_mutex_unlock(&set->lock);
+    if (!cause)
+        return n_problems(found) > 0 ? vmf_bitmaps_rewrite(set, error) : start_cleaner(set, error);
+    g_clear_pointer(&set->storage, vmf_storage_free);
+    vmf_bitmap_header_init(&set->header, set->size_bytes);
+    return true;
+}
+
+static void forget(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->lock);
+    stop_storing(set);
+    for (guint i = set->bitmaps->len; i-- > 0;)
+        if (((VmfBitmap *)g_ptr_array_index(set->bitmaps, i))->persistent)
+            g_ptr_array_remove_index(set->bitmaps, i);
+    memset(set->intents, 0, set->header.n_intent_pieces * VMF_BITMAP_PIECE_WORDS * 8);
+    g_clear_pointer(&set->problem, g_free);
+    pthread_mutex_unlock(&set->lock);
+    g_clear_pointer(&set->storage, vmf_storage_free);
+    g_clear_pointer(&set->path, g_free);
+    vmf_bitmap_header_init(&set->header, set->size_bytes);
+    set->broken = set->attached = false;
+}
+
+static bool attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError **error)
+{
+    set->path = g_strdup(path);
+    set->attached = true;
+    if ((!path || (access(path, F_OK) < 0 && errno == ENOENT) || load(set, mtime_ns, error)) && vmf_bitmaps_install(set, error))
+        return true;
+    end_cleaner(set);
+    forget(set);
+    return false;
+}
+
+bool vmf_bitmaps_attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError **error)
+{
+    pthread_mutex_lock(&set->admin);
+    bool done = set->attached;
+    if (!done)
+        done = attach(set, path, mtime_ns, error);
+    pthread_mutex_unlock(&set->admin);
+    if (!done)
+        g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
+    return done;
+}
+/* First the bits, then what makes them the whole truth. */
+static bool store(VmfBitmaps *set, int64_t mtime_ns, GError **error)
+{
+    return vmf_bitmaps_clean(set, error) && vmf_storage_flush(set->storage, error) &&
+           write_use(set, false, mtime_ns, error) && vmf_storage_flush(set->storage, error);
+}
+
+void vmf_bitmaps_detach(VmfBitmaps *set, int64_t mtime_ns)
+{
+    pthread_mutex_lock(&set->admin);
+    end_cleaner(set);
+    if (set->attached && is_storing(set) && !set->broken)
+        store(set, mtime_ns, NULL); /* if not, the next one finds it in use, and its intents */
+    if (set->attached)
+        forget(set);
+    pthread_mutex_unlock(&set->admin);
+}

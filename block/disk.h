@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* What the engine does with a disk beside what an embedder may (vmferry/block.h). */
+#ifndef BLOCK_DISK_H
+#define BLOCK_DISK_H
+
+#include <vmferry/block.h>
+
+#include "block/dirty.h"
+#include "stream/storage.h"
+
+/*
+ * From its return on every write, zero and discard is recorded in @dirty (dirty.h says when), until vmf_disk_untrack();
+ * what is under way when it is called too, as it ends. Any number of them. @dirty is the caller's and was made for a
+ * disk of this size. Any thread.
+ */
+void vmf_disk_track(VmfDisk *disk, VmfDiskDirty *dirty);
+void vmf_disk_untrack(VmfDisk *disk, VmfDiskDirty *dirty);
+
+/*
+ * From now on it is counted how many writes, zeros and discards take longer than @goal_ns from their submission to the end at the storage.
+ * 0: not any more. Any thread.
+ */
+void vmf_disk_watch_latency(VmfDisk *disk, uint64_t goal_ns);
+/* How many have ended since the last call, and how many of those were late. Any thread. */
+void vmf_disk_take_latency(VmfDisk *disk, uint64_t *n, uint64_t *n_late);
+
+/*
+ * Keeping ends: a write, zero or discard that went well is not told of (its done() waits, and drains wait for it) until it is let go. For
+ * whoever has to put it elsewhere as well first. @kept is called for each one, on the disk's thread, with a lock held: it only notes that.
+ * One at a time: false, another keeps them, or the disk is released. Where it is released meanwhile all are let go.
+ */
+bool vmf_disk_keep_ends(VmfDisk *disk, void (*kept)(void *opaque), void *opaque);
+/* How many were kept so far: they are numbered in the order of their ends, and marked as dirty (dirty.h) when they count. */
+uint64_t vmf_disk_ends_kept(VmfDisk *disk);
+/* Lets go of those with numbers below @end. Any thread, as what follows. */
+void vmf_disk_let_go(VmfDisk *disk, uint64_t end);
+/* Lets go of all, and keeps no more. Fine where none are kept. */
+void vmf_disk_stop_keeping_ends(VmfDisk *disk);
+
+/*
+ * What of [offset, offset + length) of an acquired disk is there: the first extent (stream/storage.h). Any thread but
+ * the disk's, as long as it stays acquired. A write that is under way, or comes meanwhile, may be missed.
+ */
+bool vmf_disk_extent(VmfDisk *disk, uint64_t offset, uint64_t length, VmfExtentKind *kind, uint64_t *extent_length,
+                     GError **error);
+
+/* Of an acquired disk: what this host remembers of it, and has written, is read from the storage the next time. */
+void vmf_disk_forget_cache(VmfDisk *disk);
+
+/*
+ * A gate: whoever has to see what is there before it is changed. Every write, zero and discard asks it on its way to the
+ * storage, and waits while it is held; reads and flushes pass. The disk's lock is held: they may neither wait nor call
+ * the disk. There is one at a time.
+ */
+typedef struct {
+    bool (*holds)(void *opaque, const VmfDiskRequest *request);
+    /* No change is under way in the storage; called whenever that is found, ahead of asking. */
+    void (*quiet)(void *opaque);
+    /* The disk is being released: from now on nothing may be held. The gate stays until it is taken away. */
+    void (*released)(void *opaque);
+} VmfDiskGate;
+
+/* False: there is one, or the disk is released. Any thread. */
+bool vmf_disk_set_gate(VmfDisk *disk, const VmfDiskGate *gate, void *opaque);
+/* From its return on it is not called any more. */
+void vmf_disk_clear_gate(VmfDisk *disk);
+/* What is held is asked for again. */
+void vmf_disk_gate_moved(VmfDisk *disk);
+
+/*
+ * A stage between the disk and its storage, for tests: @wrap is given each storage that vmf_disk_acquire() opens, takes
+ * it over, and returns what is used in its place, or NULL with @error.
+ */
+void vmf_disk_set_wrap(VmfDisk *disk, VmfStorage *(*wrap)(VmfStorage *storage, void *opaque, GError **error),
+                       void *opaque);
+
+#endif

@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Theory of Operation
+ *
+ * Two files may be locked: the one that is written (disk->lock_fd, as of any acquired disk) and the one that it will
+ * replace (base_fd), so that nobody begins to use that one meanwhile. The two change their names in one step,
+ * so that a crash leaves either state and nothing in between; where the filesystem has no such step the old file is
+ * gone with the commit.
+ */
+#include "block/receive.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "block/disk-private.h"
+#include "block/lock.h"
+#include "block/signature.h"
+
+typedef struct VmfReceiving {
+    char *path;         /* where links lead to; NULL: an export */
+    char *partial;      /* NULL: written in place */
+    int base_fd;        /* what is to be replaced, locked; -1: nothing */
+    bool base_is_aside; /* committed: it is under the other name */
+    bool committed;
+    uint64_t size_before;
+    bool windowed_before;
+} VmfReceiving;
+
+/* ---- what is there ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    bool exists, is_file;
+    uint64_t size;
+} Place;
+
+static bool problem(GError **error, VmfErrorCode code, const VmfDisk *disk, const char *text)
+{
+    g_set_error(error, VMF_ERROR, code, "disk %s: receive: %s: %s", disk->name, disk->uri, text);
+    return false;
+}
+
+static bool check_content(const VmfDisk *disk, char *signature, uint64_t there, uint64_t wanted, GError **error)
+{
+    g_autofree char *found = signature;
+
+    if (there < wanted) {
+        g_autofree char *text = g_strdup_printf(
+            "it has %" G_GUINT64_FORMAT " bytes, the disk that comes %" G_GUINT64_FORMAT, there, wanted);
+        return problem(error, VMF_ERROR_DISK_PLACE, disk, text);
+    }
+    return !found || disk->overwrite || problem(error, VMF_ERROR_DISK_PLACE, disk, found);
+}
+
+/* Of a file or a device that is open and locked. */
+static bool check_fd(const VmfDisk *disk, int fd, uint64_t wanted, Place *place, GError **error)
+{
+    struct stat status;
+    off_t end = lseek(fd, 0, SEEK_END);
+
+    if (fstat(fd, &status) < 0 || end < 0)
+        return vmf_disk_error(disk, VMF_ERROR_IO, "receive", g_strerror(errno), error);
+    if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+        return problem(error, VMF_ERROR_DISK_PLACE, disk, "it is neither a file nor a block device");
+    *place = (Place){.exists = true, .is_file = S_ISREG(status.st_mode), .size = (uint64_t)end};
+    return check_content(disk, vmf_signature_of_fd(fd), place->size, wanted, error);
+}
+
+static bool check_export(const VmfDisk *disk, uint64_t wanted, Place *place, GError **error)
+{
+    VmfStorageOptions options = {.mode = VMF_STORAGE_READ, .connect = disk->connect};
+    g_autoptr(VmfStorage) storage = vmf_storage_open(disk->uri, &options, error);
+
+    if (!storage)
+        return false;
+    *place = (Place){.exists = true, .size = vmf_storage_size(storage)};
+    return check_content(disk, vmf_signature_of_storage(storage), place->size, wanted, error);
+}
+
+/* A descriptor with the lock, or -1 with @error; where there is nothing, -1 without one. */
+static int open_and_lock(const VmfDisk *disk, const char *path, GError **error)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+    if (fd < 0) {
+        if (errno != ENOENT)
+            vmf_disk_error(disk, VMF_ERROR_IO, "receive", g_strerror(errno), error);
+        return -1;
+    }
+    if (disk->no_lock || vmf_disk_lock_take(fd, true, disk->uri, error))
+        return fd;
+    g_prefix_error(error, "disk %s: receive: ", disk->name);
+    close(fd);
+    return -1;
+}
+
+static void unlock_and_close(int *fd)
+{
+    if (*fd < 0)
+        return;
+    vmf_disk_lock_drop(*fd);
+    close(*fd);
+    *fd = -1;
+}
+
+/* *@fd: what is there, locked; -1: nothing, or an export. */
+static bool check_place(const VmfDisk *disk, uint64_t wanted, Place *place, int *fd, GError **error)
+{
+    GError *failed = NULL;
+
+    *place = (Place){0};
+    *fd = -1;
+    if (disk->read_only)
+        return problem(error, VMF_ERROR_DISK_PLACE, disk, "it is read-only here");
+    if (wanted % disk->sector_bytes)
+        return problem(error, VMF_ERROR_DISK_PLACE, disk, "the disk that comes is no multiple of its sectors");
+    if (!disk->path)
+        return check_export(disk, wanted, place, error);
+    *fd = open_and_lock(disk, disk->path, &failed);
+    if (failed) {
+        g_propagate_error(error, failed);
+        return false;
+    }
+    if (*fd < 0 || check_fd(disk, *fd, wanted, place, error))
+        return true;
+    unlock_and_close(fd);
+    return false;
+}
+
+char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes)
+{
+    g_autoptr(GError) error = NULL;
+    Place place;
+    int fd;
+
+    pthread_mutex_lock(&disk->ownership);
+    bool fine = disk->storage ? vmf_disk_error(disk, VMF_ERROR_STATE, "receive", "it is in use here", &error)
+                              : check_place(disk, size_bytes, &place, &fd, &error);
+    if (fine)
+        unlock_and_close(&fd);
+    pthread_mutex_unlock(&disk->ownership);
+    return fine ? NULL : g_strdup(error->message);
+}
+
+/* ---- beginning --------------------------------------------------------------------------------------------------- */
+
+/* A new file of this size under the other name, all zeros and locked. */
+static bool make_partial(VmfDisk *disk, const VmfReceiving *r, GError **error)
+{
+    struct stat base;
+    mode_t mode = r->base_fd >= 0 && fstat(r->base_fd, &base) == 0 ? base.st_mode & 0777 : 0600;
+    int fd = open(r->partial, O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW, 0600);
+
+    if (fd < 0)
+        return vmf_disk_error(disk, VMF_ERROR_IO, "make the partial file", g_strerror(errno), error);
+    disk->lock_fd = fd;
+    if (!disk->no_lock && !vmf_disk_lock_take(fd, true, r->partial, error)) {
+        g_prefix_error(error, "disk %s: receive: ", disk->name);
+        return false;
+    }
+    if (ftruncate(fd, 0) == 0 && ftruncate(fd, (off_t)disk->size_bytes) == 0 && fchmod(fd, mode) == 0)
+        return true;
+    return vmf_disk_error(disk, errno == ENOSPC || errno == EFBIG ? VMF_ERROR_NO_SPACE : VMF_ERROR_IO,
+                          "make the partial file", g_strerror(errno), error);
+}
+
+static bool open_place(VmfDisk *disk, VmfReceiving *r, const Place *place, GError **error)
+{
+    if (disk->path && (!place->exists || place->is_file)) {
+        g_autofree char *uri = NULL;
+
+        r->path = realpath(disk->path, NULL);
+        if (!r->path)
+            r->path = strdup(disk->path);
+        r->partial = g_strconcat(r->path, ".partial", NULL);
+        uri = g_strconcat("file:", r->partial, NULL);
+        return make_partial(disk, r, error) && vmf_disk_open_locked(disk, uri, r->partial, error);
+    }
+    if (!disk->path && !disk->no_lock)
+        return vmf_disk_error(disk, VMF_ERROR_UNSUPPORTED, "lock",
+                              "an export cannot be locked: it is to be said that there is one writer", error);
+    disk->lock_fd = r->base_fd;
+    r->base_fd = -1;
+    disk->windowed = true;
+    return vmf_disk_open_locked(disk, disk->uri, disk->path, error);
+}
+
+static void receiving_free(VmfReceiving *r)
+{
+    unlock_and_close(&r->base_fd);
+    free(r->path);
+    g_free(r->partial);
+    g_free(r);
+}
+
+static void forget(VmfDisk *disk)
+{
+    g_clear_pointer(&disk->receiving, receiving_free);
+}
+
+/* As if nothing had been begun; what is on storage stays. */
+static void give_up(VmfDisk *disk)
+{
+    if (!vmf_disk_close_locked(disk, NULL))
+        vmf_disk_close_anyway(disk);
+    unlock_and_close(&disk->lock_fd);
+    disk->size_bytes = disk->receiving->size_before;
+    vmf_bitmaps_set_size(disk->bitmaps, disk->size_bytes);
+    disk->windowed = disk->receiving->windowed_before;
+}
+
+static bool begin(VmfDisk *disk, uint64_t size_bytes, GError **error)
+{
+    VmfReceiving *r;
+    Place place;
+    int fd;
+
+    if (disk->storage || disk->receiving)
+        return vmf_disk_error(disk, VMF_ERROR_STATE, "receive", "it is in use here", error);
+    if (!check_place(disk, size_bytes, &place, &fd, error))
+        return false;
+    r = disk->receiving = g_new0(VmfReceiving, 1);
+    *r = (VmfReceiving){.base_fd = fd, .size_before = disk->size_bytes, .windowed_before = disk->windowed};
+    disk->size_bytes = size_bytes;
+    vmf_bitmaps_set_size(disk->bitmaps, size_bytes);
+    if (open_place(disk, r, &place, error))
+        return true;
+    give_up(disk);
+    forget(disk);
+    return false;
+}
+
+bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, GError **error)
+{
+    pthread_mutex_lock(&disk->ownership);
+    bool begun = begin(disk, size_bytes, error);
+    pthread_mutex_unlock(&disk->ownership);
+    return begun;
+}
+
+bool vmf_disk_receive_is_new(const VmfDisk *disk)
+{
+    return disk->receiving && disk->receiving->partial;
+}
+
+/* ---- the end ----------------------------------------------------------------------------------------------------- */
+
+static bool sync_directory(const char *path)
+{
+    g_autofree char *directory = g_path_get_dirname(path);
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool synced = fd >= 0 && fsync(fd) == 0;
+
+    if (fd >= 0)
+        close(fd);
+    return synced;
+}
+
+/* Each takes the other's name. False: there is no such step here. */
+static bool exchange(const VmfReceiving *r)
+{
+    return renameat2(AT_FDCWD, r->partial, AT_FDCWD, r->path, RENAME_EXCHANGE) == 0;
+}
+
+static bool take_name(VmfDisk *disk, VmfReceiving *r, GError **error)
+{
+    if (!r->partial)
+        return true;
+    r->base_is_aside = r->base_fd >= 0 && exchange(r);
+    if ((r->base_is_aside || rename(r->partial, r->path) == 0) && sync_directory(r->path))
+        return true;
+    return vmf_disk_error(disk, VMF_ERROR_IO, "take its name", g_strerror(errno), error);
+}
+
+bool vmf_disk_receive_commit(VmfDisk *disk, GError **error)
+{
+    vmf_disk_drain(disk);
+    pthread_mutex_lock(&disk->ownership);
+    bool done = disk->receiving && disk->storage && vmf_storage_flush(disk->storage, error) &&
+                take_name(disk, disk->receiving, error);
+    if (done) {
+        disk->receiving->committed = true;
+        disk->create_bytes = 0;
+    }
+    pthread_mutex_unlock(&disk->ownership);
+    return done;
+}
+
+/* Another may have the name by now: then it is left alone. */
+static void lose_name(const VmfReceiving *r, int fd)
+{
+    struct stat own, found;
+
+    if (!r->partial || !r->committed || fd < 0 || fstat(fd, &own) < 0 || stat(r->path, &found) < 0 ||
+        own.st_ino != found.st_ino || own.st_dev != found.st_dev)
+        return;
+    if (r->base_is_aside ? exchange(r) : rename(r->path, r->partial) == 0)
+        sync_directory(r->path);
+}
+
+static void drop(VmfDisk *disk)
+{
+    VmfReceiving *r = disk->receiving;
+    int fd = disk->lock_fd >= 0 ? fcntl(disk->lock_fd, F_DUPFD_CLOEXEC, 0)
+                                : open(r->path ? r->path : "", O_RDONLY | O_CLOEXEC);
+
+    lose_name(r, fd);
+    give_up(disk);
+    if (fd >= 0)
+        close(fd);
+}
+
+void vmf_disk_receive_end(VmfDisk *disk, VmfReceiveEnd how)
+{
+    pthread_mutex_lock(&disk->ownership);
+    VmfReceiving *r = disk->receiving;
+    if (r && how == VMF_RECEIVE_DROPPED)
+        drop(disk);
+    else if (r && how == VMF_RECEIVE_KEPT && r->base_is_aside)
+        unlink(r->partial);
+    else if (r && how == VMF_RECEIVE_LEFT && !r->committed)
+        give_up(disk);
+    forget(disk);
+    pthread_mutex_unlock(&disk->ownership);
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A disk as the place that a copy arrives in.
+ *
+ * begin ... requests ... commit ... end. Until it is committed the copy is nobody's disk. A file is written as
+ * PATH.partial and takes its name when it is committed, so that under PATH there is what was there before or a whole
+ * copy; what was there then waits under PATH.partial until the end, should it have to come back. A copy that does not
+ * arrive stays behind as PATH.partial; the next one begins it anew. A block device or an export is written in place,
+ * and nothing says that it is not whole.
+ *
+ * One thread at a time.
+ */
+#ifndef BLOCK_RECEIVE_H
+#define BLOCK_RECEIVE_H
+
+#include <vmferry/block.h>
+
+/* What speaks against a copy of @size_bytes; NULL: nothing. Changes nothing and keeps nothing; the caller's to free. */
+char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes);
+
+/*
+ * Checks it again, locks it, and opens it for requests; the disk has this size from now on. VMF_ERROR_DISK_PLACE: it is
+ * smaller, or holds what is not to be replaced; VMF_ERROR_LOCKED; VMF_ERROR_STATE: the disk is acquired.
+ */
+bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, GError **error);
+/* It read as zeros when it was begun. */
+bool vmf_disk_receive_is_new(const VmfDisk *disk);
+/* All of it is on stable storage and under its name, and the disk is acquired. */
+bool vmf_disk_receive_commit(VmfDisk *disk, GError **error);
+
+typedef enum {
+    VMF_RECEIVE_KEPT,    /* committed, and the guest is ours: what it has replaced goes */
+    VMF_RECEIVE_DROPPED, /* nobody needs it: it is PATH.partial (again), and PATH what it was */
+    VMF_RECEIVE_LEFT,    /* nobody knows: all stays as it is; closed, unless it was committed */
+} VmfReceiveEnd;
+/* Nothing where nothing was begun. A disk that was dropped is released. */
+void vmf_disk_receive_end(VmfDisk *disk, VmfReceiveEnd how);
+
+#endif

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What one side knows of a copied disk: the digest of each granule as it was sent (source) or received (target), which
+ * granules were named so far, and the sum over them that the two sides compare. One thread at a time; the counters are
+ * read by any.
+ */
+#ifndef MIGRATION_DISK_PROOF_H
+#define MIGRATION_DISK_PROOF_H
+
+#include "block/dirty.h"
+#include "block/read-ahead.h"
+#include "ram/digest-table.h"
+#include "ram/page-scan.h"
+
+typedef struct {
+    const char *name; /* the disk's, for messages */
+    uint64_t size;
+    const VmfPageScan *scan;
+    VmfDigestTable *digests; /* by granule */
+    VmfDiskDirty *named;
+} VmfDiskProof;
+
+bool vmf_disk_proof_init(VmfDiskProof *proof, const char *name, uint64_t size, GError **error);
+/* All zeros is fine. */
+void vmf_disk_proof_clear(VmfDiskProof *proof);
+
+/* The granule that @offset is in; octets of a granule. */
+uint64_t vmf_disk_proof_granule_bytes(const VmfDiskProof *proof, uint64_t granule);
+bool vmf_disk_proof_is_zero(const VmfDiskProof *proof, const uint8_t *data, uint64_t length);
+/* How many granules from @granule on, at most @max, were all named before, or all not (*@first). */
+uint64_t vmf_disk_proof_run(const VmfDiskProof *proof, uint64_t granule, uint64_t max, bool *first);
+/* [offset, offset + length), whole granules, has this content from now on (@data NULL: zeros) and is named. */
+void vmf_disk_proof_set(VmfDiskProof *proof, uint64_t offset, const uint8_t *data, uint64_t length);
+uint64_t vmf_disk_proof_sum(const VmfDiskProof *proof);
+/* VMF_ERROR_DISK_COUNTS: a granule was never named. */
+bool vmf_disk_proof_check_whole(const VmfDiskProof *proof, GError **error);
+
+/*
+ * Reads all of @disk from its storage and compares it. @alive is called between the requests; false with @error ends
+ * it. VMF_ERROR_DISK_AUDIT names what differs.
+ */
+bool vmf_disk_proof_audit(const VmfDiskProof *proof, VmfDisk *disk, VmfReadAhead *ahead,
+                          bool (*alive)(void *opaque, GError **error), void *opaque, GError **error);
+
+#endif

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * An image that is written without a guest: of other images, or of a stream. Header and tail keep the byte order of
+ * what they are made of, since device state is in it.
+ */
+#ifndef MIGRATION_IMAGE_BUILD_H
+#define MIGRATION_IMAGE_BUILD_H
+
+#include <vmferry/image.h>
+
+#include "ram/image-reader.h"
+#include "ram/image-writer.h"
+
+typedef struct {
+    const VmfStaticData *static_data; /* borrowed */
+    bool swap;
+    const VmfImageParent *parent; /* borrowed; NULL: no layer */
+} VmfImageOrigin;
+
+typedef struct {
+    VmfStorage *storage;
+    VmfImageWriter *writer;
+    VmfStreamFormat format;
+    VmfImageLayout layout;
+    uint8_t id[VMF_IMAGE_ID_SIZE];
+    uint64_t static_sum;
+    GByteArray *header;
+    VmfRamBlock *blocks[VMF_RAM_BLOCKS_MAX]; /* those of RAM, for batches to name; their memory is never touched */
+} VmfImageBuild;
+
+/* NULL with @error. */
+VmfImageBuild *vmf_image_build_new(const char *uri, const VmfImageMakeOptions *options, const VmfImageOrigin *origin,
+                                   GError **error);
+/* Without finish nothing is left of it. Lanes have been freed. */
+void vmf_image_build_free(VmfImageBuild *build);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfImageBuild, vmf_image_build_free)
+
+/* What the tail says. */
+typedef struct {
+    const GArray *disks; /* VmfImageDisk; NULL: none */
+    bool ram_only;
+    const GArray *sections; /* VmfSection, in order */
+    bool runs;
+    const VmfBlockSummary *blocks; /* data and sum count */
+} VmfImageTail;
+
+/* All lanes were flushed: the image is whole, durable, and has its name. */
+bool vmf_image_build_finish(VmfImageBuild *build, const VmfImageTail *tail, GError **error);
+
+/* VMF_ERROR_USAGE where @uri is one of the images of @chain. */
+bool vmf_image_build_check_target(const char *uri, const VmfImageChain *chain, GError **error);
+
+#endif

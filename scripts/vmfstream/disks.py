@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Copied disks: what EXTENT, DISK_SYNC and DISK_SYNCED say, and the digests that they leave."""
+
+from . import wire
+from .faults import require
+from .hashes import xxh3_64
+from .image import mix
+
+_M64 = 0xFFFFFFFFFFFFFFFF
+
+
+def granule_digest(octets):
+    return (xxh3_64(octets) or 1) if any(octets) else 0
+
+
+class Copy:
+    """One disk, as the records so far leave it."""
+
+    def __init__(self, disk):
+        self.disk = disk
+        self.granules = -(-disk.size // wire.GRANULE)
+        self.mixed = {}                              # granule -> its share of the sum, where that is not 0
+        self.named = bytearray(self.granules)
+        self.data_octets = 0
+        self.total = 0
+
+    def put(self, granule, digest):
+        share = mix(granule, digest)
+        self.total = self.total + share - self.mixed.pop(granule, 0) & _M64
+        if share:
+            self.mixed[granule] = share
+
+
+class Disks:
+    def __init__(self, disks):
+        self.copies = {d.index: Copy(d) for d in disks if d.copied}
+        self.syncs = {}          # cookie -> sums
+        self.answered = set()
+        self.last = False
+
+    def read_extent(self, body):
+        index, flags, offset, length = body.take('IIQQ')
+        require(index in self.copies, 'disk.range', 'disk %d, which is not copied' % index)
+        require(not self.last, 'stream.record-order', 'after the last DISK_SYNC')
+        require(not flags & ~(wire.EXTENT_FIRST | wire.EXTENT_ZERO), 'stream.record-body', 'unknown flags 0x%x' % flags)
+        copy, zero = self.copies[index], bool(flags & wire.EXTENT_ZERO)
+        end, size = offset + length, copy.disk.size
+        require(length > 0 and end <= size, 'disk.range', 'octets %d to %d of a disk of %d' % (offset, end, size))
+        require(offset % wire.GRANULE == 0 and (end == size or end % wire.GRANULE == 0), 'disk.range',
+                'octets %d to %d are not whole granules' % (offset, end))
+        require(length <= (wire.MAX_ZERO_EXTENT if zero else wire.MAX_EXTENT), 'disk.range', '%d octets at once' % length)
+        require(body.left() == (0 if zero else length), 'stream.record-body', 'a payload of %d octets' % body.left())
+        granules = range(offset // wire.GRANULE, -(-end // wire.GRANULE))
+        require(all(copy.named[g] != bool(flags & wire.EXTENT_FIRST) for g in granules), 'disk.counts',
+                'a granule from %d to %d was named before, or was not' % (granules[0], granules[-1]))
+        payload = body.octets[wire.EXTENT_FIXED:]
+        for n, granule in enumerate(granules):
+            copy.named[granule] = 1
+            copy.put(granule, 0 if zero else granule_digest(payload[n * wire.GRANULE:(n + 1) * wire.GRANULE]))
+        copy.data_octets += 0 if zero else length
+
+    def _sums(self, body):
+        cookie, count, flags = body.take('QII')
+        sums = []
+        for index in sorted(self.copies):
+            disk, reserved, total = body.take('IIQ')
+            require(disk == index and reserved == 0, 'stream.record-body', 'disk %d where %d is next, or a reserved field' % (disk, index))
+            sums.append(total)
+        body.done()
+        require(count == len(sums), 'stream.record-body', '%d disks, there are %d' % (count, len(sums)))
+        return cookie, flags, sums
+
+    def read_sync(self, body):
+        require(self.copies and not self.last, 'stream.record-order', 'no disk is copied, or the last one has come')
+        cookie, flags, sums = self._sums(body)
+        require(flags in wire.SYNC_FLAGS, 'stream.record-body', 'flags 0x%x' % flags)
+        self.syncs[cookie] = sums
+        self.last = bool(flags & wire.SYNC_LAST)
+        for said, (index, copy) in zip(sums, sorted(self.copies.items())):
+            require(said == copy.total, 'disk.sum', 'disk %d: %016x said, %016x found' % (index, said, copy.total))
+            require(not self.last or all(copy.named), 'disk.counts', 'disk %d: %d granules were never named' %
+                    (index, copy.granules - sum(copy.named)))
+
+    def read_synced(self, body):
+        require(self.copies, 'stream.record-order', 'no disk is copied')
+        cookie, flags, sums = self._sums(body)
+        require(flags == 0, 'stream.record-body', 'a reserved field is not zero')
+        require(cookie in self.syncs and cookie not in self.answered, 'stream.record-order', 'it answers no DISK_SYNC')
+        self.answered.add(cookie)
+        require(sums == self.syncs[cookie], 'disk.sum', 'the target has other sums')

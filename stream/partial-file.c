@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "stream/partial-file.h"
+
+#include <vmferry/error.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Whether @fd is still what stands under @name: between open and lock the former writer may have renamed or removed
+ * it. */
+static bool is_still_named(int fd, const char *name)
+{
+    struct stat opened, named;
+
+    return fstat(fd, &opened) == 0 && lstat(name, &named) == 0 && opened.st_ino == named.st_ino &&
+           opened.st_dev == named.st_dev;
+}
+
+static bool is_regular(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+/* 0, EAGAIN: open it again, or another errno. */
+static int take_over(int fd, const char *partial)
+{
+    if (!is_regular(fd))
+        return EEXIST;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
+        return errno == EINTR ? EAGAIN : errno == EWOULDBLOCK ? EBUSY : errno;
+    if (!is_still_named(fd, partial))
+        return EAGAIN;
+    return fchmod(fd, 0600) == 0 && ftruncate(fd, 0) == 0 ? 0 : errno;
+}
+
+/* Returns a locked, empty descriptor, or -1 with errno. */
+static int open_partial(const char *partial, int access)
+{
+    int err, fd;
+
+    do {
+        /* Without waiting, should it be a fifo. */
+        fd = open(partial, access | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+        if (fd < 0)
+            return -1;
+        err = take_over(fd, partial);
+        if (err == 0 && fcntl(fd, F_SETFL, access) == 0)
+            return fd;
+        err = err ? err : errno;
+        close(fd);
+    } while (err == EAGAIN);
+    errno = err;
+    return -1;
+}
+
+int vmf_partial_file_create(VmfPartialFile *file, const char *path, int access, GError **error)
+{
+    g_autofree char *resolved = realpath(path, NULL);
+    g_autofree char *partial = g_strconcat(resolved ? resolved : path, ".partial", NULL);
+    int fd = open_partial(partial, access);
+
+    *file = (VmfPartialFile){0};
+    if (fd < 0) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "file:%s: create %s: %s", path, partial,
+                    errno == EBUSY ? "somebody else is writing it" : g_strerror(errno));
+        return -1;
+    }
+    file->path = g_strdup(resolved ? resolved : path);
+    file->partial = g_steal_pointer(&partial);
+    return fd;
+}
+
+static int sync_directory_of(const char *path)
+{
+    g_autofree char *directory = g_path_get_dirname(path);
+    int err = 0, fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    if (fd < 0)
+        return errno;
+    /* Some filesystems cannot sync a directory and say EINVAL. */
+    if (fsync(fd) < 0 && errno != EINVAL)
+        err = errno;
+    close(fd);
+    return err;
+}
+
+bool vmf_partial_file_commit(VmfPartialFile *file, GError **error)
+{
+    const char *operation = "rename";
+    int err = 0;
+
+    if (!file->partial)
+        return true;
+    if (rename(file->partial, file->path) < 0) {
+        err = errno;
+    } else {
+        g_clear_pointer(&file->partial, g_free);
+        operation = "sync the directory";
+        err = sync_directory_of(file->path);
+    }
+    if (err != 0)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "file:%s: %s: %s", file->path, operation, g_strerror(err));
+    return err == 0;
+}
+
+void vmf_partial_file_clear(VmfPartialFile *file)
+{
+    if (file->partial)
+        unlink(file->partial);
+    g_clear_pointer(&file->partial, g_free);
+    g_clear_pointer(&file->path, g_free);
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Files that take their name when they are whole.
+ *
+ * What is being written has the name PATH.partial and a lock. Committed, it is renamed to PATH and the directory is
+ * synced, so under PATH there is the former file or the whole new one, whatever happens in between. Dropped before
+ * that, it is removed; a writer that was killed leaves it behind, and the next one takes it over. Two writers at once
+ * are kept apart by the lock, which lives as long as the descriptor and so until the rename is done.
+ *
+ * Guest memory is in these files: they are created for their owner alone.
+ */
+#ifndef STREAM_PARTIAL_FILE_H
+#define STREAM_PARTIAL_FILE_H
+
+#include <glib.h>
+#include <stdbool.h>
+
+typedef struct {
+    char *path;    /* where links led to, so that a link to a file stays one */
+    char *partial; /* NULL: it has its name */
+} VmfPartialFile;
+
+/* Returns a locked, empty descriptor, the caller's; -1 with VMF_ERROR_IO. @access: O_WRONLY or O_RDWR. */
+int vmf_partial_file_create(VmfPartialFile *file, const char *path, int access, GError **error);
+/* Renames, and syncs the directory; nothing the second time. What was written has been synced. */
+bool vmf_partial_file_commit(VmfPartialFile *file, GError **error);
+/* Removes what has not got its name. The descriptor is still open, so that the lock holds. All zeros is allowed. */
+void vmf_partial_file_clear(VmfPartialFile *file);
+
+#endif
