@@ -29,7 +29,7 @@ typedef struct {
     pthread_cond_t changed;
     bool stopped, busy, over, ended; /* ended: the request */
     bool failed;
-    uint64_t writes;
+    uint64_t writes, area_bytes; /* area: of the disk's start, where it writes */
     uint8_t *model, *at_stop, *data;
     GRand *rand;
 } World;
@@ -84,8 +84,11 @@ static void on_done(VmfDiskRequest *request, const GError *error)
 /* One request, and what it makes of the model. */
 static void write_somewhere(World *world)
 {
-    uint64_t offset = (uint64_t)g_rand_int_range(world->rand, 0, DISK_BYTES / 512) * 512;
-    uint64_t most = MIN(WRITE_MOST, DISK_BYTES - offset) / 512;
+    pthread_mutex_lock(&world->lock);
+    uint64_t area = world->area_bytes;
+    pthread_mutex_unlock(&world->lock);
+    uint64_t offset = (uint64_t)g_rand_int_range(world->rand, 0, (int)(area / 512)) * 512;
+    uint64_t most = MIN(WRITE_MOST, area - offset) / 512;
     uint64_t length = (uint64_t)g_rand_int_range(world->rand, 1, (int)most + 1) * 512;
     bool zero = g_rand_int_range(world->rand, 0, 5) == 0;
     struct iovec iov = {world->data, length};
@@ -214,6 +217,7 @@ static int enter(void **state)
     world->at_stop = g_malloc0(DISK_BYTES);
     world->data = g_malloc0(WRITE_MOST);
     world->rand = g_rand_new_with_seed(17);
+    world->area_bytes = DISK_BYTES;
     pthread_mutex_init(&world->lock, NULL);
     pthread_cond_init(&world->changed, NULL);
     world->disk = open_disk(world, "disk", false);
@@ -499,16 +503,26 @@ static void test_cancel(void **state)
         comes_back(world, "guest.image", world->at_stop);
 }
 
+/* What a guest writes is copied at once, whatever the rate: it keeps away from the rest. */
+static void write_the_first_bytes_only(World *world)
+{
+    pthread_mutex_lock(&world->lock);
+    world->area_bytes = WRITE_MOST;
+    pthread_mutex_unlock(&world->lock);
+    wait_for_writes(world, 2);
+}
+
 /* A backup has the disk's gate: there is one at a time. */
 static void test_backup_under_way(void **state)
 {
     World *world = *state;
     g_autofree char *path = path_of(world, "backup"), *uri = g_strconcat("file:", path, NULL);
-    VmfBackupOptions options = {.size = sizeof(options), .target = uri, .buffered = true, .bytes_per_second = MIB};
+    VmfBackupOptions options = {.size = sizeof(options), .target = uri, .buffered = true, .bytes_per_second = MIB / 16};
 
     point_in_time(world);
     if (!save(world))
         skip();
+    write_the_first_bytes_only(world);
     VmfBackup *backup = vmf_backup_begin(world->disk, &options, NULL);
     assert_non_null(backup);
     fails(world, VMF_ERROR_STATE);
