@@ -15,7 +15,7 @@
 
 #define MSR_TSC 0x10u
 #define MSR_SYSTEM_TIME 0x4b564d01u /* kvmclock's */
-#define SYSTEM_TIME_SIZE 32         /* bytes of guest memory */
+#define SYSTEM_TIME_ENABLED 1ull
 
 static bool get(VmfKvmVcpu *vcpu, unsigned long request, void *argument, const char *what, GError **error)
 {
@@ -239,6 +239,8 @@ static bool read_msrs(VmfKvmVcpu *vcpu)
 
         if (!travels(all->indices[i]) || !transfer_msr(vcpu, KVM_GET_MSRS, all->indices[i], &value))
             continue;
+        if (all->indices[i] == MSR_SYSTEM_TIME && vcpu->system_time)
+            value = vcpu->system_time; /* it has not run since it came */
         s->msr_index[s->n_msrs] = all->indices[i];
         s->msr_value[s->n_msrs++] = value;
     }
@@ -259,36 +261,28 @@ static bool apply_msr(VmfKvmVcpu *vcpu, uint32_t index, uint64_t value, GError *
     return false;
 }
 
-/* Guest memory at [address, address + size); NULL: it is not all in one block. */
-static uint8_t *guest_memory(VmfMachine *m, uint64_t address, uint64_t size)
-{
-    for (unsigned i = BLOCK_RAM; i < N_BLOCKS; i++) {
-        VmfRamBlock *block = vmf_guest_ram(m->guest, i);
-        uint64_t offset = address - vmf_ram_block_guest_address(block);
-
-        if (address >= vmf_ram_block_guest_address(block) && offset < vmf_ram_block_size(block) &&
-            size <= vmf_ram_block_size(block) - offset)
-            return (uint8_t *)vmf_ram_block_host(block) + offset;
-    }
-    return NULL;
-}
-
 /*
- * Where KVM is to keep the guest's clock. Some hosts' KVM writes it there at once, into memory that has just been
- * compared with the source's; it gets back what it had, and KVM writes again when the guest runs.
+ * Where KVM is to keep the guest's clock. Some hosts' KVM writes it there at once; but the last pages come while this is loaded, and are
+ * then compared with the source's. So KVM learns the place here, which tells whether it takes it, and to write there when the guest runs.
  */
 static bool apply_system_time(VmfKvmVcpu *vcpu, uint64_t value, GError **error)
 {
-    uint8_t *clock = value & 1 ? guest_memory(vcpu->machine, value & ~1ull, SYSTEM_TIME_SIZE) : NULL;
-    uint8_t before[SYSTEM_TIME_SIZE];
-    bool applied;
+    vcpu->system_time = value & SYSTEM_TIME_ENABLED ? value : 0;
+    return apply_msr(vcpu, MSR_SYSTEM_TIME, value & ~SYSTEM_TIME_ENABLED, error);
+}
 
-    if (clock && !vmf_memory_guard_copy(vcpu->machine, before, clock, sizeof(before)))
-        clock = NULL; /* the page is lost, and so is the guest */
-    applied = apply_msr(vcpu, MSR_SYSTEM_TIME, value, error);
-    if (clock)
-        memcpy(clock, before, sizeof(before));
-    return applied;
+/* The last step tells the guest, where it asks, that it was stopped. */
+bool vmf_kvm_begin_system_time(VmfKvmVcpu *vcpu)
+{
+    uint64_t value = vcpu->system_time;
+
+    if (!value)
+        return true;
+    vcpu->system_time = 0;
+    if (!transfer_msr(vcpu, KVM_SET_MSRS, MSR_SYSTEM_TIME, &value))
+        return false;
+    (void)vmf_kvm_ioctl(vcpu->fd, KVM_KVMCLOCK_CTRL, NULL);
+    return true;
 }
 
 static bool apply_msrs(VmfKvmVcpu *vcpu, GError **error)
@@ -393,14 +387,8 @@ bool vmf_kvm_read_registers(VmfKvmVcpu *vcpu, GError **error)
     return read_events(vcpu, error);
 }
 
-/* The last step tells the guest, where it asks, that it was stopped; a guest without kvmclock has nothing to be told.
- */
 bool vmf_kvm_apply_registers(VmfKvmVcpu *vcpu, GError **error)
 {
-    if (!apply_run_state(vcpu, error) || !apply_general(vcpu, error) || !apply_special(vcpu, error) ||
-        !apply_extended(vcpu, error) || !apply_tsc(vcpu, error) || !apply_msrs(vcpu, error) ||
-        !apply_events(vcpu, error))
-        return false;
-    (void)vmf_kvm_ioctl(vcpu->fd, KVM_KVMCLOCK_CTRL, NULL);
-    return true;
+    return apply_run_state(vcpu, error) && apply_general(vcpu, error) && apply_special(vcpu, error) &&
+           apply_extended(vcpu, error) && apply_tsc(vcpu, error) && apply_msrs(vcpu, error) && apply_events(vcpu, error);
 }

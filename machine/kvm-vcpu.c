@@ -188,7 +188,9 @@ static void run_slice(VmfKvmVcpu *vcpu)
 {
     set_immediate_exit(vcpu, false);
     vmf_vcpu_enter(vcpu->machine, vcpu->index);
-    if (run_vcpu(vcpu))
+    if (!vmf_kvm_begin_system_time(vcpu))
+        fail(vcpu, "KVM refuses the place of the guest's clock", 0);
+    else if (run_vcpu(vcpu))
         handle_exit(vcpu);
     vmf_vcpu_leave(vcpu->machine, vcpu->index);
 }

@@ -19,6 +19,7 @@ typedef struct {
     int fd;
     struct kvm_run *run;
     bool unsettled;             /* the latest exit is completed by the next KVM_RUN; its thread's */
+    uint64_t system_time;       /* what that MSR is to be from the next entry on; 0: what it is */
     VmfKvmCpuState wire;        /* read by guest_stop, or come from a peer */
     struct kvm_dirty_gfn *ring; /* NULL: the log is another one */
     uint32_t ring_next;         /* the log's */
@@ -82,6 +83,8 @@ bool vmf_kvm_apply_state(VmfMachine *machine, GError **error);
 /* kvm-registers.c */
 bool vmf_kvm_read_registers(VmfKvmVcpu *vcpu, GError **error);
 bool vmf_kvm_apply_registers(VmfKvmVcpu *vcpu, GError **error);
+/* Ahead of each entry, by the vCPU's thread: KVM keeps the guest's clock in its memory from here on. False: it refuses to. */
+bool vmf_kvm_begin_system_time(VmfKvmVcpu *vcpu);
 
 /* kvm-device-state.c */
 bool vmf_kvm_add_devices(VmfMachine *machine, GError **error);
