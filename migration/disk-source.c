@@ -27,6 +27,7 @@
 #define LOOK_EVERY 64 /* pieces: counting what is left takes a while on a large disk */
 #define RUN_GRANULES (VMF_READ_AHEAD_BYTES / VMF_GRANULE_BYTES)
 #define IN_TOUCH_NS (1 * VMF_NS_PER_S)
+#define ASK_AGAIN_NS (1 * VMF_NS_PER_S)
 #define VERIFY_BYTES_PER_SECOND                                                                                        \
     20000000u /* slower than any storage reads: how long looking at all of it again may take */
 
@@ -523,7 +524,14 @@ static bool rounds_again(VmfDiskSource *source, GError **error)
     return end_mirror(source, error);
 }
 
-/* A round of nothing would only make the target sync again. */
+/* A round of nothing would only make the target sync again. That is done where the forecast rests on how long it took once, and it may have
+ * been busy then. */
+static bool has_nothing_to_ask(const VmfDiskSource *source)
+{
+    return vmf_disk_source_pending_bytes(source) == 0 && source->cookie > 0 &&
+           (!source->two_way || source->sync_ns < source->session->downtime_limit_ns / 2 || vmf_now_ns() - source->asked_ns < ASK_AGAIN_NS);
+}
+
 static bool disks_iterate(void *opaque, VmfSaveStream *stream, GError **error)
 {
     VmfDiskSource *source = opaque;
@@ -532,7 +540,7 @@ static bool disks_iterate(void *opaque, VmfSaveStream *stream, GError **error)
         return check_alive(source, error);
     if (source->mirror && !rounds_again(source, error))
         return false;
-    if (vmf_disk_source_pending_bytes(source) == 0 && source->cookie > 0)
+    if (has_nothing_to_ask(source))
         return begin_to_mirror(source, stream, error);
     return send_pass(source, stream, 0, error) && await_answer(source, error) && ask(source, stream, 0, error) &&
            begin_to_mirror(source, stream, error);

@@ -264,6 +264,15 @@ static bool look_once_more(VmfSource *source, bool *stop, GError **error)
     return true;
 }
 
+/* It stands anyhow: how long the stop will take is nothing to wait for. */
+static bool has_no_downtime_to_lose(const VmfSource *source, const VmfPending *pending)
+{
+    const VmfSession *session = source->session;
+
+    return pending->precopy_bytes == 0 && session->statistics.round >= session->parameters.minimum_rounds &&
+           !vmf_source_guest_ops(source)->is_running(vmf_guest_opaque(session->guest));
+}
+
 /* Asks the policy. *@stop: it is time. */
 static bool decide(VmfSource *source, void *policy, bool *stop, GError **error)
 {
@@ -275,6 +284,9 @@ static bool decide(VmfSource *source, void *policy, bool *stop, GError **error)
 
     if (!measure(source, &pending, &input, error))
         return false;
+    *stop = has_no_downtime_to_lose(source, &pending);
+    if (*stop)
+        return vmf_session_check_cancelled(session, error);
     session->parameters.policy->decide(policy, &input, &output);
     VMF_TRACE(policy_decide, session, input.round, input.pending_bytes, input.rate_bytes_per_second, input.forecast_ns, output.decision);
     throttle_as_decided(source, output.throttle_percent, input.dirty_bytes_per_second);

@@ -172,13 +172,14 @@ def bitmaps_move_with_a_copied_disk(stage):
         {'name': 'daily', 'alias': 'nightly', 'transform': {'persistent': False}}]}])
     into = json.dumps([{'node-name': 'root', 'alias': 'system'}])
     target = stage.host('host-b').run('vm', *GUEST, *there, '--incoming', 'tcp:127.0.0.1:0')
-    failed = source.host.vmferry('migrate', 'vm', target.uri, '--disks', 'all', '--bitmaps', out)
+    failed = source.host.vmferry('migrate', 'vm', target.uri, '--disks', 'all', '--bitmaps', out, '--downtime-limit', '30s')
     assert failed.code == 1 and 'no disk here' in failed.stderr, failed
     writes(source)
     for bad in ('[', '{}', '[{}]', '[{"node-name":"x"}]', '[{"node-name":"root","y":1}]'):
         assert source.host.vmferry('migrate', 'vm', 'tcp:127.0.0.1:1', '--bitmaps', bad).code == 2, bad
     target = stage.host('host-c').run('vm', *GUEST, *there, '--incoming', 'tcp:127.0.0.1:0', '--bitmaps', into)
-    done(source.host, 'migrate', 'vm', target.uri, '--disks', 'all', '--bitmaps', out, '--switchover-timeout', '30s')
+    done(source.host, 'migrate', 'vm', target.uri, '--disks', 'all', '--bitmaps', out, '--switchover-timeout', '30s',
+         '--downtime-limit', '30s')
     writes(target)
     moved = bitmaps(target)
     assert list(moved) == ['nightly'] and moved['nightly']['recording'] and not moved['nightly']['persistent'], moved

@@ -15,7 +15,7 @@ DISK = 24 * MIB
 KILLS = 12
 GUEST = ('--guest', 'dirty=8M,set=4M,disk=8M,disk-set=4M')
 VERIFY_STREAM = os.path.join(os.path.dirname(os.path.realpath(__file__)), '..', 'scripts', 'verify-stream')
-COPY = ('--disks', 'all', '--switchover-timeout', '30s')
+COPY = ('--disks', 'all', '--switchover-timeout', '30s', '--downtime-limit', '30s')
 
 
 def done(host, *args, code=0):

@@ -149,7 +149,8 @@ static char *move(VmfMachine *from, VmfMachine *to, bool copied)
     char *problem = NULL;
 
     vmf_trip_init(&trip);
-    trip.source_parameters.switchover_timeout_ns = 60 * UINT64_C(1000000000); /* whatever else this host does */
+    /* Whatever else this host does. */
+    trip.source_parameters.switchover_timeout_ns = trip.source_parameters.downtime_limit_ns = 60 * UINT64_C(1000000000);
     if (copied)
         trip.source_parameters.copy_disks = "root";
     assert_true(vmf_machine_start(from, NULL));

@@ -174,6 +174,7 @@ static void trip_init(VmfTrip *trip)
 {
     vmf_trip_init(trip);
     trip->source_parameters.switchover_timeout_ns = LONG_NS;
+    trip->source_parameters.downtime_limit_ns = LONG_NS; /* storage may be slow to sync */
     trip->source_parameters.copy_disks = "all";
 }
 

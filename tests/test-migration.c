@@ -163,6 +163,7 @@ static void test_paused_guest_arrives_paused(void **state)
     VmfTrip trip;
 
     vmf_trip_init(&trip);
+    trip.source_parameters.downtime_limit_ns = 1; /* it stands: there is no downtime to limit */
     assert_true(vmf_machine_run_to(a, 2000000, NULL));
     assert_true(vmf_trip_run(&trip, vmf_machine_guest(a), vmf_machine_guest(b)));
     assert_false(vmf_machine_is_running(b));
