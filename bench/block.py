@@ -12,7 +12,7 @@ import tempfile
 import qemu
 from downtime import Host
 from places import Place, drop_caches
-from processes import BenchError, Child, Noise, cpu_s, wait_until_quiet
+from processes import BenchError, Child, Noise, cpu_s, end_tidily, wait_until_quiet
 from ram import GIB, parse_size, ratio, spread, told, told_spread
 from sides import MIB, outcome
 
@@ -168,6 +168,7 @@ def parse(arguments):
 
 def main():
     options = parse(sys.argv[1:])
+    end_tidily()
     options.say = lambda text: print(text, file=sys.stderr, flush=True)
     programs, records, failures = Programs(options), [], 0
     options.qemu_found = qemu.find(options.qemu, options.qemu_root)

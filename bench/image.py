@@ -12,7 +12,7 @@ import instant
 import lazy
 import qemu
 from places import Place, drop_caches, measure
-from processes import BenchError, Child, Noise
+from processes import BenchError, Child, Noise, end_tidily
 from ram import GIB, parse_size, ratio, spread, told, told_spread
 from sides import MIB, Machine
 
@@ -191,6 +191,7 @@ def run_all(options, machine, names, places):
 
 def main():
     options = parse(sys.argv[1:])
+    end_tidily()
     options.say = lambda text: print(text, file=sys.stderr, flush=True)
     machine = Machine(options.build, options.pages, options.memory, options.patience)
     names = [name for group in options.case for name in group] or NAMES

@@ -28,6 +28,16 @@ def in_child(small_pages=False):
     return prepare
 
 
+def interrupted(number, _):
+    raise SystemExit(128 + number)
+
+
+def end_tidily():
+    """A signal ends the benchmark as an error does: with its children, and without its files."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+
+
 class Child:
     """A program that prints JSON lines and starts its work when it gets a line."""
 

@@ -5,13 +5,12 @@ import dataclasses
 import json
 import os
 import re
-import signal
 import statistics
 import sys
 
 import qemu
 from downtime import run_downtime
-from processes import BenchError
+from processes import BenchError, end_tidily
 from sides import MIB, Machine, run_limit, run_ours
 
 GIB = 1 << 30
@@ -231,15 +230,10 @@ def setting(options, machine):
             'cpus': os.cpu_count(), 'kernel': os.uname().release, 'qemu': version, 'pages': machine.pages, 'memory': machine.memory}
 
 
-def interrupted(number, _):
-    raise SystemExit(128 + number)
-
-
 def main():
     options = parse(sys.argv[1:])
     options.say = lambda text: print(text, file=sys.stderr, flush=True)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupted)
+    end_tidily()
     machine = Machine(options.build, options.pages, options.memory, options.patience)
     names = [name for group in options.case for name in group] or list(CASES)
     records, failures = [], 0
