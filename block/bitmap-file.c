@@ -172,7 +172,7 @@ static bool parse_header(const VmfStorage *storage, const uint8_t *sector, uint6
     header->in_use = flags & FLAG_IN_USE;
     if (!vmf_unpack_done(&unpack) || flags & ~FLAG_IN_USE || region != header->region_bytes ||
         n_pieces != header->n_intent_pieces || header->n_bitmaps > VMF_DISK_BITMAPS_MAX ||
-        *n_sectors > vmf_storage_size(storage) / VMF_BITMAP_SECTOR)
+        *n_sectors > vmf_storage_size(storage) / VMF_BITMAP_SECTOR || (header->in_use && header->mtime_ns != 0))
         return damaged(storage, "its header makes no sense", error);
     return true;
 }
@@ -228,6 +228,10 @@ static bool read_entries(VmfStorage *storage, const VmfBitmapHeader *header, uin
         VmfBitmap *bitmap = parse_entry(storage, header, sector, i, &at, error);
         if (!bitmap)
             return false;
+        if (at > n_sectors) { /* so that entries alone take no memory for bits that are not there */
+            vmf_bitmap_free(bitmap);
+            return damaged(storage, "its header makes no sense", error);
+        }
         if (is_known(bitmaps, bitmap->name)) {
             vmf_bitmap_free(bitmap);
             return damaged(storage, "it has one name twice", error);

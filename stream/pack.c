@@ -7,6 +7,8 @@ bool vmf_is_text(const char *octets, size_t length)
 
     for (size_t i = 0; i < length; i++)
         good &= (uint8_t)octets[i] >= 0x20 && octets[i] != 0x7f;
+    for (size_t i = 1; good && i < length; i++) /* U+0080 to U+009F are control characters too */
+        good = (uint8_t)octets[i - 1] != 0xc2 || (uint8_t)octets[i] >= 0xa0;
     return good;
 }
 

@@ -55,8 +55,32 @@ static bool guest_is_running(void *opaque)
     return ((Golden *)opaque)->running;
 }
 
-static const VmfGuestOps guest_ops = {
-    .size = sizeof(VmfGuestOps), .stop = guest_stop, .start = guest_start, .is_running = guest_is_running};
+static bool guest_storage_release(void *opaque, GError **error)
+{
+    Golden *golden = opaque;
+    bool done = true;
+
+    for (size_t i = 0; i < G_N_ELEMENTS(golden->disks); i++)
+        done = (!golden->disks[i] || vmf_disk_release(golden->disks[i], done ? error : NULL)) && done;
+    return done;
+}
+
+static bool guest_storage_acquire(void *opaque, GError **error)
+{
+    Golden *golden = opaque;
+
+    for (size_t i = 0; i < G_N_ELEMENTS(golden->disks); i++)
+        if (golden->disks[i] && !vmf_disk_acquire(golden->disks[i], error))
+            return false;
+    return true;
+}
+
+static const VmfGuestOps guest_ops = {.size = sizeof(VmfGuestOps),
+                                      .stop = guest_stop,
+                                      .start = guest_start,
+                                      .is_running = guest_is_running,
+                                      .storage_release = guest_storage_release,
+                                      .storage_acquire = guest_storage_acquire};
 
 static bool blob_setup(void *opaque, GError **error)
 {

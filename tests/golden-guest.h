@@ -3,6 +3,7 @@
 #ifndef TESTS_GOLDEN_GUEST_H
 #define TESTS_GOLDEN_GUEST_H
 
+#include <vmferry/block.h>
 #include <vmferry/vmferry.h>
 
 #define GOLDEN_PAGE 4096u
@@ -22,6 +23,7 @@ typedef struct {
     GByteArray *blob;
     unsigned blob_ends, setups, cleanups;
     VmfMissing missing;
+    VmfDisk *disks[2]; /* the test's, acquired ahead of the guest's start; NULL: none */
 } Golden;
 
 extern const VmfDeviceState golden_counter_state;

@@ -3,7 +3,7 @@
 
 import struct
 
-from . import wire
+from . import bitmaps, wire
 from .writer import Stream
 
 ARCHITECTURE = 'golden'
@@ -26,6 +26,7 @@ BLOB_FIRST_PART = 600
 
 FILES = {'v2-le.vmf': (2, False), 'v2-be.vmf': (2, True), 'v3-le.vmf': (3, False), 'v3-be.vmf': (3, True)}
 DISK_FILES = {'disk-v3-le.vmf': (3, False), 'disk-v3-be.vmf': (3, True)}
+BITMAP_FILES = {'bitmaps-v3-le.vmf': (3, False), 'bitmaps-v3-be.vmf': (3, True)}
 DISK_SIZE = 5 * wire.GRANULE + 512     # the last granule is a sector
 
 
@@ -117,6 +118,60 @@ def disk_plan():
             with_disks['extents'] = disk_records
     with_disks['features'] = lambda s: s.features(wire.SUMS | wire.DISKS, wire.SUMS | wire.DISKS)
     return with_disks
+
+
+SHARED_SIZE = 1 << 20
+
+
+def message(kind, format, *values, rest=b''):
+    body = struct.pack('<' + format, *values) + rest
+    return struct.pack('<II', kind, len(body)) + body
+
+
+def bitmap_message(index, disk, name, granularity, disk_bytes, flags=0):
+    return message(bitmaps.BITMAP, 'IIIHHQ', index, granularity, flags, len(disk.encode()), len(name.encode()), disk_bytes,
+                   rest=disk.encode() + name.encode())
+
+
+def bits_message(index, piece, bits, reserved=0):
+    return message(bitmaps.BITS, 'IIQ', index, reserved, piece, rest=bits.to_bytes(bitmaps.PIECE_WORDS * 8, 'little'))
+
+
+def bitmap_messages():
+    """Bitmaps of the copied disk and of the shared one; one piece is sent anew, one bitmap is gone in the end."""
+    return {
+        'fine': bitmap_message(0, 'disk0', 'fine', 512, DISK_SIZE, bitmaps.RECORDS),
+        'daily': bitmap_message(1, 'disk1', 'daily', 4096, SHARED_SIZE, bitmaps.RECORDS | bitmaps.PERSISTENT),
+        'other': bitmap_message(2, 'disk1', 'wöchentlich', 65536, SHARED_SIZE, bitmaps.PERSISTENT),
+        'short-lived': bitmap_message(3, 'disk0', 'short-lived', 65536, DISK_SIZE),
+        'first bits': bits_message(0, 0, 0xff << 100) + bits_message(1, 0, 3) + bits_message(3, 0, 1) + bits_message(2, 0, 1 << 15),
+        'second bits': bits_message(0, 0, 0xf << 80 | 1 << 640) + bits_message(1, 0, 3 | 1 << 255),
+        'states': b''.join(message(bitmaps.STATE, 'II', n, flags) for n, flags in enumerate(
+            (bitmaps.RECORDS, bitmaps.RECORDS | bitmaps.PERSISTENT, bitmaps.INCONSISTENT, bitmaps.GONE))),
+        'end': message(bitmaps.END, 'II', 4, 0),
+    }
+
+
+def bitmap_state(stream, messages=None):
+    """In parts that end in the middle of a message."""
+    content, at = b''.join((bitmap_messages() if messages is None else messages).values()), 0
+    for part, size in enumerate((5, 700, 1, len(content))):
+        stream.section(2, part, content[at:at + size], last=at + size >= len(content))
+        at += size
+        if at >= len(content):
+            break
+
+
+def bitmap_plan(messages=None):
+    """The machine with disks, and bitmaps of them."""
+    parts = disk_plan()
+    parts['sections'] = lambda s: s.sections(SECTIONS + ((bitmaps.NAME, bitmaps.INSTANCE, bitmaps.VERSION),))
+    parts['state'] = lambda s: (state(s), bitmap_state(s, messages))
+    return parts
+
+
+def golden_bitmap_stream(version, big_endian):
+    return write(bitmap_plan(), version, big_endian)
 
 
 def golden_disk_stream(version, big_endian):

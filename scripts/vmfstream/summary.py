@@ -18,6 +18,7 @@ def summary(verifier):
     held['disks'] = [{'name': copy.disk.name, 'size_bytes': copy.disk.size, 'data_bytes': copy.data_octets}
                      for _, copy in sorted(main.disks.copies.items())]
     held['sections'] = [_section(section) for section in (main.sections.sections if main.sections else ())]
+    held['bitmaps'] = verifier.bitmaps.summary() if verifier.bitmaps else []
     return held
 
 
@@ -54,6 +55,10 @@ def in_words(file, held):
     if held['disks']:
         parts.append('copied disks: %s' % ', '.join('%s (%d octets, %d sent)' % (d['name'], d['size_bytes'], d['data_bytes'])
                                                     for d in held['disks']))
+    if held['bitmaps']:
+        parts.append('bitmaps: %s' % ', '.join('%s of %s (%s%d granules of %d octets dirty)' % (
+            b['name'], b['disk'], 'inconsistent, ' if b['inconsistent'] else '', b['dirty_granules'], b['granularity'])
+            for b in held['bitmaps']))
     if held['trailing_bytes']:
         parts.append('%d octets after END, ignored' % held['trailing_bytes'])
     return '; '.join(parts)

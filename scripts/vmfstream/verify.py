@@ -3,7 +3,7 @@
 
 import mmap
 
-from . import wire
+from . import bitmaps, wire
 from .faults import Fault, Place, Report, require
 from .image import Image
 from .mainchannel import MainChannel
@@ -34,6 +34,7 @@ class Verifier:
         self.returns = []
         self.trailing = 0
         self.sums_checked = False
+        self.bitmaps = None   # of the section dirty-bitmaps
         self.octets = None    # of the main channel
 
     def verify(self, main, page_channels=(), returns=()):
@@ -137,6 +138,7 @@ class Verifier:
         complete = len(carriers) == max(self.main.page_channels.count, 1) if self.main.page_channels else True
         sums = self.image.block_sums(self.report)
         self._check_devices()
+        self._check_bitmaps()
         if self.main.switchover is not None:
             self._check_switchover(features, complete, sums)
             for _, path in self.returns:
@@ -182,6 +184,13 @@ class Verifier:
         for section, fault in self.main.sections.check_devices(self.devices) if self.main.sections else ():
             self.report.add(section.place, fault.id, '%s/%d: %s' %
                             (section.entry.name, section.entry.instance, fault.message))
+
+    def _check_bitmaps(self):
+        section = bitmaps.section_of(self.main.sections)
+        try:
+            self.bitmaps = bitmaps.read_section(section) if section else None
+        except Fault as fault:
+            self.report.fault(section.place, fault)
 
     def _check_switchover(self, features, complete, sums):
         switchover = self.main.switchover

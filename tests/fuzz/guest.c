@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
+#include <vmferry/bitmap-mover.h>
 
 #define PAGE 4096u
 #define BLOB_SIZE 1000u
@@ -90,8 +91,34 @@ static bool guest_is_running(void *opaque)
     return ((VmfFuzzGuest *)opaque)->running;
 }
 
-static const VmfGuestOps guest_ops = {
-    .size = sizeof(VmfGuestOps), .stop = guest_stop, .start = guest_start, .is_running = guest_is_running};
+static bool guest_storage_release(void *opaque, GError **error)
+{
+    const VmfFuzzGuest *guest = opaque;
+
+    for (size_t i = 0; guest->folder && i < G_N_ELEMENTS(guest->disks); i++)
+        vmf_disk_release(guest->disks[i], NULL);
+    return true;
+}
+
+/* All of them or none. */
+static bool guest_storage_acquire(void *opaque, GError **error)
+{
+    const VmfFuzzGuest *guest = opaque;
+    bool done = true;
+
+    for (size_t i = 0; guest->folder && done && i < G_N_ELEMENTS(guest->disks); i++)
+        done = vmf_disk_acquire(guest->disks[i], error);
+    if (!done)
+        guest_storage_release(opaque, NULL);
+    return done;
+}
+
+static const VmfGuestOps guest_ops = {.size = sizeof(VmfGuestOps),
+                                      .stop = guest_stop,
+                                      .start = guest_start,
+                                      .is_running = guest_is_running,
+                                      .storage_release = guest_storage_release,
+                                      .storage_acquire = guest_storage_acquire};
 
 static bool log_start(void *opaque, GError **error)
 {
@@ -219,17 +246,35 @@ void vmf_fuzz_guest_add_disks(VmfFuzzGuest *guest)
     atexit(remove_disks);
     guest->disks[0] = open_disk(guest, "disk0", true);
     guest->disks[1] = open_disk(guest, "disk1", false);
+    guest->mover = vmf_bitmap_mover_new();
+    for (size_t i = 0; i < G_N_ELEMENTS(guest->disks); i++)
+        vmf_bitmap_mover_add_disk(guest->mover, guest->disks[i]);
+    if (!vmf_guest_add_handlers(guest->guest, "dirty-bitmaps", 0, 1, &vmf_bitmap_handlers, guest->mover, NULL))
+        g_error("the bitmaps are not taken along");
     vmf_disk_acquire(guest->disks[1], NULL); /* it is made */
     vmf_disk_release(guest->disks[1], NULL);
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &limit);
 }
 
+static void forget_bitmaps(VmfDisk *disk)
+{
+    static VmfBitmapInfo infos[VMF_DISK_BITMAPS_MAX];
+
+    for (unsigned i = 0; i < VMF_DISK_BITMAPS_MAX; i++)
+        infos[i].size = sizeof(infos[i]);
+    for (unsigned n = vmf_disk_list_bitmaps(disk, infos, VMF_DISK_BITMAPS_MAX); n > 0; n--)
+        vmf_disk_remove_bitmap(disk, infos[n - 1].name, NULL);
+}
+
 bool vmf_fuzz_guest_take_disk(VmfFuzzGuest *guest)
 {
     g_autofree char *path = g_build_filename(guest->folder, "disk0", NULL);
 
-    vmf_disk_release(guest->disks[0], NULL);
+    for (size_t i = 0; i < G_N_ELEMENTS(guest->disks); i++) {
+        forget_bitmaps(guest->disks[i]);
+        vmf_disk_release(guest->disks[i], NULL);
+    }
     return unlink(path) == 0;
 }
 

@@ -23,6 +23,7 @@ typedef struct {
     unsigned harvests;
     char *folder; /* of its disks; NULL: it has none */
     VmfDisk *disks[2];
+    VmfBitmapMover *mover; /* theirs: what bitmaps a stream says they have */
 } VmfFuzzGuest;
 
 /* @filled: as a source's, with memory that is not empty and a guest that runs. */
@@ -33,7 +34,7 @@ void vmf_fuzz_guest_free(VmfFuzzGuest *guest);
  * removed when the process ends. From then on no file of this process grows beyond some MiB, whatever a peer says.
  */
 void vmf_fuzz_guest_add_disks(VmfFuzzGuest *guest);
-/* After a session: whether the disk has arrived, which is forgotten. */
+/* After a session: whether the disk has arrived, which is forgotten, as are all bitmaps. */
 bool vmf_fuzz_guest_take_disk(VmfFuzzGuest *guest);
 /* What a session over it may have changed, but memory. */
 void vmf_fuzz_guest_reset(VmfFuzzGuest *guest, bool running);
