@@ -11,14 +11,15 @@
 /* A page that was sent with content and has lost its memory since is a difference too, so the table adds its pages. */
 static void add_known_pages(const VmfAuditBlock *own, VmfDirtyBitmap *bitmap)
 {
-    uint64_t n_chunks = vmf_ram_block_n_chunks(own->block), first;
+    uint64_t n_chunks = vmf_ram_block_n_chunks(own->block), first, digests[VMF_CHUNK_PAGES];
 
     for (uint64_t chunk = 0; chunk < n_chunks; chunk++) {
         if (vmf_digest_table_chunk_sum(own->digests, chunk) == 0)
             continue;
         unsigned n = vmf_ram_block_chunk_pages(own->block, chunk, &first);
+        vmf_digest_table_read(own->digests, chunk, NULL, digests);
         for (unsigned page = 0; page < n; page++)
-            if (vmf_digest_table_get(own->digests, first + page) != 0)
+            if (digests[page] != 0)
                 vmf_dirty_bitmap_set_range(bitmap, first + page, 1);
     }
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. Two levels: a word for 64 pages, and a summary bit for each chunk of 8 words. Both are sparse
- * arrays, so clean parts of a huge block occupy no memory.
+ * Theory of operation. Two levels: a word for 64 pages, and a summary bit for each chunk of 8 words. Neither costs memory where a huge
+ * block was always clean, and single dirty pages cost little more than their words.
  *
  * The one invariant: a bit that is set, whose setter has returned and that nobody is taking, has its summary bit set.
  * The opposite (a summary bit over a clean chunk) is allowed. It holds because a setter changes the word first and the
@@ -18,13 +18,14 @@
 #include <stdatomic.h>
 
 #include "ram/sparse-array.h"
+#include "ram/sparse-words.h"
 
 struct VmfDirtyBitmap {
     uint64_t n_pages;
     uint64_t n_words;
     uint64_t n_chunks;
     uint64_t n_summary_words;
-    _Atomic uint64_t *words;
+    VmfSparseWords *words;
     _Atomic uint64_t *summary;
     _Atomic int64_t count; /* below zero for a moment when a taker overtakes the setter's addition */
 };
@@ -37,7 +38,7 @@ VmfDirtyBitmap *vmf_dirty_bitmap_new(uint64_t n_pages, GError **error)
     bitmap->n_chunks = n_pages / VMF_CHUNK_PAGES + (n_pages % VMF_CHUNK_PAGES != 0);
     bitmap->n_words = bitmap->n_chunks * VMF_CHUNK_WORDS; /* whole chunks, so that none needs a case of its own */
     bitmap->n_summary_words = bitmap->n_chunks / 64 + (bitmap->n_chunks % 64 != 0);
-    bitmap->words = vmf_sparse_array_new(bitmap->n_words, sizeof(uint64_t), "dirty bitmap", error);
+    bitmap->words = vmf_sparse_words_new(bitmap->n_words, "dirty bitmap", error);
     if (!bitmap->words)
         return NULL;
     bitmap->summary = vmf_sparse_array_new(bitmap->n_summary_words, sizeof(uint64_t), "dirty bitmap", error);
@@ -50,7 +51,7 @@ void vmf_dirty_bitmap_free(VmfDirtyBitmap *bitmap)
 {
     if (!bitmap)
         return;
-    vmf_sparse_array_free((void *)bitmap->words, bitmap->n_words, sizeof(uint64_t));
+    vmf_sparse_words_free(bitmap->words);
     vmf_sparse_array_free((void *)bitmap->summary, bitmap->n_summary_words, sizeof(uint64_t));
     g_free(bitmap);
 }
@@ -66,7 +67,7 @@ static unsigned or_word(VmfDirtyBitmap *bitmap, uint64_t word, uint64_t bits)
     uint64_t chunk = word / VMF_CHUNK_WORDS;
     uint64_t summary_bit = UINT64_C(1) << (chunk % 64);
     _Atomic uint64_t *summary = &bitmap->summary[chunk / 64];
-    uint64_t old = atomic_fetch_or(&bitmap->words[word], bits);
+    uint64_t old = vmf_sparse_words_or(bitmap->words, word, bits);
 
     if (!(atomic_load(summary) & summary_bit))
         atomic_fetch_or(summary, summary_bit);
@@ -114,9 +115,7 @@ unsigned vmf_dirty_bitmap_take(VmfDirtyBitmap *bitmap, uint64_t first_word, size
             if (atomic_load(summary) >> (chunk % 64) & 1)
                 atomic_fetch_and(summary, ~(UINT64_C(1) << (chunk % 64)));
         }
-        /* Reading first keeps clean words in shared cache lines and untouched memory untouched. */
-        if (atomic_load(&bitmap->words[word]))
-            out[i] = atomic_exchange(&bitmap->words[word], 0);
+        out[i] = vmf_sparse_words_take(bitmap->words, word);
         taken += __builtin_popcountll(out[i]);
     }
     if (taken)
@@ -133,19 +132,19 @@ unsigned vmf_dirty_bitmap_peek_chunk(const VmfDirtyBitmap *bitmap, uint64_t chun
 {
     vmf_page_set_clear(out);
     for (unsigned w = 0; chunk < bitmap->n_chunks && w < VMF_CHUNK_WORDS; w++)
-        out->words[w] = atomic_load(&bitmap->words[chunk * VMF_CHUNK_WORDS + w]);
+        out->words[w] = vmf_sparse_words_get(bitmap->words, chunk * VMF_CHUNK_WORDS + w);
     return vmf_page_set_count(out);
 }
 
 bool vmf_dirty_bitmap_test(const VmfDirtyBitmap *bitmap, uint64_t page)
 {
-    return page < bitmap->n_pages && (atomic_load(&bitmap->words[page / 64]) >> (page % 64) & 1);
+    return page < bitmap->n_pages && (vmf_sparse_words_get(bitmap->words, page / 64) >> (page % 64) & 1);
 }
 
 static bool chunk_is_dirty(const VmfDirtyBitmap *bitmap, uint64_t chunk)
 {
     for (unsigned w = 0; w < VMF_CHUNK_WORDS; w++) {
-        if (atomic_load(&bitmap->words[chunk * VMF_CHUNK_WORDS + w]))
+        if (vmf_sparse_words_get(bitmap->words, chunk * VMF_CHUNK_WORDS + w))
             return true;
     }
     return false;

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Theory of operation. One sparse array of 64-bit digests: the 512 digests of a chunk are 4 KiB, one page of this host,
- * which the kernel provides when the first of them is written. So a chunk without data costs nothing, and there is
- * neither an allocation nor a pointer to publish between threads. To keep that, a digest that does not change is not
- * written.
+ * Theory of operation. Digests are sparse words (sparse-words.h), a chunk is a group of them: pages with data cost about ten octets each
+ * where they are few, and 4 KiB a chunk where they are many.
  *
- * Sums are kept by difference: taking the old digest's share out and putting the new one's in.
+ * The sum of a chunk with few is computed when it is asked for. That of one whose digests are an array is kept, by difference: taking the
+ * old digest's share out and putting the new one's in. It is there before the array is.
  */
 #include "ram/digest-table.h"
 
@@ -13,20 +12,15 @@
 
 #include "ram/page-scan.h"
 #include "ram/sparse-array.h"
-
-typedef struct {
-    _Atomic uint64_t sum;
-    _Atomic uint64_t touched; /* 1 once a digest was written: the chunk's page of digests exists */
-} ChunkEntry;
+#include "ram/sparse-words.h"
 
 struct VmfDigestTable {
     uint64_t n_pages;
     uint64_t n_chunks;
-    _Atomic uint64_t *digests; /* by page */
-    ChunkEntry *chunks;
+    VmfSparseWords *digests; /* by page */
+    _Atomic uint64_t *sums;  /* of chunks whose digests are an array */
     _Atomic uint64_t total;
     _Atomic uint64_t n_data;
-    _Atomic uint64_t n_touched; /* chunks */
 };
 
 VmfDigestTable *vmf_digest_table_new(uint64_t n_pages, GError **error)
@@ -35,21 +29,19 @@ VmfDigestTable *vmf_digest_table_new(uint64_t n_pages, GError **error)
 
     table->n_pages = n_pages;
     table->n_chunks = n_pages / VMF_CHUNK_PAGES + (n_pages % VMF_CHUNK_PAGES != 0);
-    table->digests = vmf_sparse_array_new(n_pages, sizeof(uint64_t), "digest table", error);
+    table->digests = vmf_sparse_words_new(n_pages, "digest table", error);
     if (!table->digests)
         return NULL;
-    table->chunks = vmf_sparse_array_new(table->n_chunks, sizeof(ChunkEntry), "digest table", error);
-    if (!table->chunks)
-        return NULL;
-    return g_steal_pointer(&table);
+    table->sums = vmf_sparse_array_new(table->n_chunks, sizeof(uint64_t), "digest table", error);
+    return table->sums ? g_steal_pointer(&table) : NULL;
 }
 
 void vmf_digest_table_free(VmfDigestTable *table)
 {
     if (!table)
         return;
-    vmf_sparse_array_free((void *)table->digests, table->n_pages, sizeof(uint64_t));
-    vmf_sparse_array_free(table->chunks, table->n_chunks, sizeof(ChunkEntry));
+    vmf_sparse_words_free(table->digests);
+    vmf_sparse_array_free((void *)table->sums, table->n_chunks, sizeof(uint64_t));
     g_free(table);
 }
 
@@ -58,70 +50,88 @@ uint64_t vmf_digest_table_n_pages(const VmfDigestTable *table)
     return table->n_pages;
 }
 
-/* What a change of page @page to @digest does to the sums. */
+static VmfPageSet in_block(const VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages)
+{
+    return vmf_page_set_slice(pages, 0, (unsigned)MIN(table->n_pages - chunk * VMF_CHUNK_PAGES, VMF_CHUNK_PAGES));
+}
+
+/* What setting @pages of @chunk to @digests does to the sums. */
 typedef struct {
     uint64_t sum;
     uint64_t n_data;
     bool any;
 } Change;
 
-static void set_digest(VmfDigestTable *table, uint64_t page, uint64_t digest, Change *change)
-{
-    uint64_t old = atomic_load_explicit(&table->digests[page], memory_order_relaxed);
-
-    if (old == digest)
-        return;
-    atomic_store_explicit(&table->digests[page], digest, memory_order_relaxed);
-    change->sum += vmf_page_digest_mix(page, digest) - vmf_page_digest_mix(page, old);
-    change->n_data += (uint64_t)(digest != 0) - (old != 0);
-    change->any = true;
-}
-
-static void account(VmfDigestTable *table, uint64_t chunk, const Change *change)
-{
-    ChunkEntry *entry = &table->chunks[chunk];
-
-    if (!change->any)
-        return;
-    atomic_fetch_add(&entry->sum, change->sum);
-    atomic_fetch_add(&table->total, change->sum);
-    atomic_fetch_add_explicit(&table->n_data, change->n_data, memory_order_relaxed);
-    if (!atomic_exchange_explicit(&entry->touched, 1, memory_order_relaxed))
-        atomic_fetch_add_explicit(&table->n_touched, 1, memory_order_relaxed);
-}
-
-/* Read first, fresh memory would be mapped twice: as zeros for the read, and again for the write. */
-static void provide(VmfDigestTable *table, uint64_t chunk)
-{
-    atomic_fetch_or_explicit(&table->digests[chunk * VMF_CHUNK_PAGES], 0, memory_order_relaxed);
-}
-
-void vmf_digest_table_update(VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages, const uint64_t *digests)
+static Change weigh(uint64_t chunk, const VmfPageSet *pages, const uint64_t *before, const uint64_t *digests)
 {
     Change change = {0, 0, false};
 
-    if (chunk >= table->n_chunks)
-        return;
-    if (digests && !vmf_page_set_is_empty(pages))
-        provide(table, chunk);
-    for (unsigned w = 0; w < VMF_CHUNK_WORDS; w++) {
-        uint64_t word = chunk * VMF_CHUNK_WORDS + w;
-        for (uint64_t left = pages->words[w] & vmf_page_word_mask(word, 0, table->n_pages); left; left &= left - 1) {
-            unsigned page = w * 64 + __builtin_ctzll(left);
-            set_digest(table, chunk * VMF_CHUNK_PAGES + page, digests ? digests[page] : 0, &change);
+    for (unsigned w = 0; w < VMF_CHUNK_WORDS; w++)
+        for (uint64_t left = pages->words[w]; left; left &= left - 1) {
+            unsigned page = w * 64 + (unsigned)__builtin_ctzll(left);
+            uint64_t index = chunk * VMF_CHUNK_PAGES + page, old = before[page], now = digests ? digests[page] : 0;
+            if (old == now)
+                continue;
+            change.sum += vmf_page_digest_mix(index, now) - vmf_page_digest_mix(index, old);
+            change.n_data += (uint64_t)(now != 0) - (old != 0);
+            change.any = true;
         }
+    return change;
+}
+
+static uint64_t computed_sum(const VmfDigestTable *table, uint64_t chunk)
+{
+    uint64_t digests[VMF_CHUNK_PAGES], sum = 0;
+    unsigned n = (unsigned)MIN(table->n_pages - chunk * VMF_CHUNK_PAGES, VMF_CHUNK_PAGES);
+
+    if (vmf_sparse_words_is_void(table->digests, chunk))
+        return 0;
+    vmf_sparse_words_read(table->digests, chunk, NULL, digests);
+    for (unsigned page = 0; page < n; page++)
+        sum += vmf_page_digest_mix(chunk * VMF_CHUNK_PAGES + page, digests[page]);
+    return sum;
+}
+
+/* Digests that stay as they are are not written: untouched memory stays untouched. */
+void vmf_digest_table_update(VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages, const uint64_t *digests)
+{
+    uint64_t before[VMF_CHUNK_PAGES];
+
+    if (chunk >= table->n_chunks || vmf_page_set_is_empty(pages) || (!digests && vmf_sparse_words_is_void(table->digests, chunk)))
+        return;
+    VmfPageSet own = in_block(table, chunk, pages);
+    bool array = vmf_sparse_words_is_array(table->digests, chunk);
+    vmf_sparse_words_read(table->digests, chunk, &own, before);
+    Change change = weigh(chunk, &own, before, digests);
+    if (!change.any)
+        return;
+    if (array)
+        atomic_fetch_add(&table->sums[chunk], change.sum);
+    if (array || !vmf_sparse_words_store(table->digests, chunk, &own, digests)) {
+        if (!array)
+            atomic_store(&table->sums[chunk], computed_sum(table, chunk) + change.sum);
+        vmf_sparse_words_store_array(table->digests, chunk, &own, digests);
     }
-    account(table, chunk, &change);
+    atomic_fetch_add(&table->total, change.sum);
+    atomic_fetch_add_explicit(&table->n_data, change.n_data, memory_order_relaxed);
 }
 
 uint64_t vmf_digest_table_get(const VmfDigestTable *table, uint64_t page)
 {
-    return page < table->n_pages ? atomic_load_explicit(&table->digests[page], memory_order_relaxed) : 0;
+    return page < table->n_pages ? vmf_sparse_words_get(table->digests, page) : 0;
+}
+
+void vmf_digest_table_read(const VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages, uint64_t *digests)
+{
+    if (chunk < table->n_chunks)
+        vmf_sparse_words_read(table->digests, chunk, pages, digests);
 }
 
 uint64_t vmf_digest_table_chunk_sum(const VmfDigestTable *table, uint64_t chunk)
 {
-    return chunk < table->n_chunks ? atomic_load(&table->chunks[chunk].sum) : 0;
+    if (chunk >= table->n_chunks)
+        return 0;
+    return vmf_sparse_words_is_array(table->digests, chunk) ? atomic_load(&table->sums[chunk]) : computed_sum(table, chunk);
 }
 
 uint64_t vmf_digest_table_total(const VmfDigestTable *table)
@@ -136,5 +146,5 @@ uint64_t vmf_digest_table_n_data(const VmfDigestTable *table)
 
 uint64_t vmf_digest_table_bytes(const VmfDigestTable *table)
 {
-    return atomic_load_explicit(&table->n_touched, memory_order_relaxed) * VMF_CHUNK_PAGES * sizeof(uint64_t);
+    return vmf_sparse_words_bytes(table->digests);
 }

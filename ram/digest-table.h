@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The digests of one RAM block: what each page's content was when it was sent (source) or placed (target). 0 stands for
- * a page of zeros and for one that was never seen; such pages cost no memory.
+ * a page of zeros and for one that was never seen; such pages cost no memory, the others eight to a dozen octets each.
  *
  * One thread at a time changes a chunk; any thread may read at any time and sees, for each value, some state that it
  * had.
@@ -27,8 +27,9 @@ uint64_t vmf_digest_table_n_pages(const VmfDigestTable *table);
 void vmf_digest_table_update(VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages, const uint64_t *digests);
 
 uint64_t vmf_digest_table_get(const VmfDigestTable *table, uint64_t page);
-/* Sum, modulo 2^64, of vmf_page_digest_mix(page in the block, digest) over the chunk's pages. Kept, not computed:
- * constant cost. */
+/* The digests of @pages (NULL: all) of @chunk into their places in @digests, which has room for a chunk: cheaper than one by one. */
+void vmf_digest_table_read(const VmfDigestTable *table, uint64_t chunk, const VmfPageSet *pages, uint64_t *digests);
+/* Sum, modulo 2^64, of vmf_page_digest_mix(page in the block, digest) over the chunk's pages. Costs no more than a microsecond. */
 uint64_t vmf_digest_table_chunk_sum(const VmfDigestTable *table, uint64_t chunk);
 /* The sum of all chunk sums. Constant cost. */
 uint64_t vmf_digest_table_total(const VmfDigestTable *table);

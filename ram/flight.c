@@ -3,12 +3,12 @@
 
 #include <vmferry/error.h>
 
-#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "ram/sparse-array.h"
+#include "ram/sparse-words.h"
 #include "stream/clock.h"
 #include "stream/trace.h"
 
@@ -30,12 +30,23 @@ typedef struct {
     Record ring[RING];
 } Lane;
 
-/* Eight bytes a chunk, in memory that costs nothing until the chunk is sent. */
+/* Which of 32 chunks were claimed in a round: none, if it is not the round that is asked about. */
 typedef struct {
-    uint32_t round; /* in which it was claimed last */
-    uint16_t under_way;
-    uint8_t lane; /* that claimed it last */
-} Chunk;
+    uint32_t round;
+    uint32_t claimed;
+} Claims;
+
+/* What the table of chunks under way holds for each: 0 for the many that are not. */
+typedef struct {
+    uint32_t records;
+    uint32_t lane; /* that they are on */
+} UnderWay;
+
+typedef struct {
+    uint64_t n_chunks;
+    Claims *claims;             /* a bit a chunk, in memory that costs nothing until one is claimed */
+    VmfSparseWords *under_way;  /* UnderWay, a word a chunk */
+} Block;
 
 struct VmfFlight {
     pthread_mutex_t lock;
@@ -43,8 +54,7 @@ struct VmfFlight {
     bool acknowledged;
     bool closed;
     unsigned n_lanes, n_blocks;
-    uint64_t *n_chunks;
-    Chunk **chunks;
+    Block *blocks;
     Lane *lanes;
     uint64_t unacknowledged_bytes;
     uint64_t rtt_ns;
@@ -53,15 +63,17 @@ struct VmfFlight {
     _Atomic uint64_t rate;
 };
 
-static Chunk *map_chunks(uint64_t n, GError **error)
+static uint64_t n_claims(uint64_t n_chunks)
 {
-    void *at = mmap(NULL, MAX(n, 1) * sizeof(Chunk), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return n_chunks / 32 + 1;
+}
 
-    if (at != MAP_FAILED)
-        return at;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "chunk table: no memory for %" G_GUINT64_FORMAT " chunks: %s", n,
-                g_strerror(errno));
-    return NULL;
+static bool block_init(Block *block, uint64_t n_chunks, GError **error)
+{
+    block->n_chunks = n_chunks;
+    block->claims = vmf_sparse_array_new(n_claims(n_chunks), sizeof(Claims), "chunk table", error);
+    block->under_way = block->claims ? vmf_sparse_words_new(MAX(n_chunks, 1), "chunk table", error) : NULL;
+    return block->under_way != NULL;
 }
 
 VmfFlight *vmf_flight_new(unsigned n_lanes, unsigned n_blocks, const uint64_t *n_chunks, bool acknowledged, GError **error)
@@ -77,14 +89,11 @@ VmfFlight *vmf_flight_new(unsigned n_lanes, unsigned n_blocks, const uint64_t *n
     flight->acknowledged = acknowledged;
     flight->n_lanes = n_lanes;
     flight->n_blocks = n_blocks;
-    flight->n_chunks = g_memdup2(n_chunks, n_blocks * sizeof(*n_chunks));
-    flight->chunks = g_new0(Chunk *, n_blocks);
+    flight->blocks = g_new0(Block, n_blocks);
     flight->lanes = g_new0(Lane, n_lanes);
-    for (unsigned b = 0; b < n_blocks; b++) {
-        flight->chunks[b] = map_chunks(n_chunks[b], error);
-        if (!flight->chunks[b])
+    for (unsigned b = 0; b < n_blocks; b++)
+        if (!block_init(&flight->blocks[b], n_chunks[b], error))
             return NULL;
-    }
     return g_steal_pointer(&flight);
 }
 
@@ -92,32 +101,53 @@ void vmf_flight_free(VmfFlight *flight)
 {
     if (!flight)
         return;
-    for (unsigned b = 0; b < flight->n_blocks; b++)
-        if (flight->chunks[b])
-            munmap(flight->chunks[b], MAX(flight->n_chunks[b], 1) * sizeof(Chunk));
-    g_free(flight->chunks);
-    g_free(flight->n_chunks);
+    for (unsigned b = 0; b < flight->n_blocks; b++) {
+        vmf_sparse_array_free(flight->blocks[b].claims, n_claims(flight->blocks[b].n_chunks), sizeof(Claims));
+        vmf_sparse_words_free(flight->blocks[b].under_way);
+    }
+    g_free(flight->blocks);
     g_free(flight->lanes);
     pthread_cond_destroy(&flight->landed);
     pthread_mutex_destroy(&flight->lock);
     g_free(flight);
 }
 
-static Chunk *chunk_of(VmfFlight *flight, VmfChunkId id)
+static UnderWay under_way_of(const VmfFlight *flight, VmfChunkId id)
 {
-    return &flight->chunks[id.block][id.chunk];
+    uint64_t word = vmf_sparse_words_get(flight->blocks[id.block].under_way, id.chunk);
+
+    return (UnderWay){(uint32_t)word, (uint32_t)(word >> 32)};
+}
+
+static void set_under_way(VmfFlight *flight, VmfChunkId id, UnderWay what)
+{
+    VmfSparseWords *words = flight->blocks[id.block].under_way;
+
+    vmf_sparse_words_take(words, id.chunk);
+    if (what.records > 0)
+        vmf_sparse_words_or(words, id.chunk, (uint64_t)what.lane << 32 | what.records);
+}
+
+/* True for the first who asks in @round. */
+static bool claim_once(VmfFlight *flight, uint32_t round, VmfChunkId id)
+{
+    Claims *claims = &flight->blocks[id.block].claims[id.chunk / 32];
+    uint32_t bit = UINT32_C(1) << id.chunk % 32;
+
+    if (claims->round != round)
+        *claims = (Claims){round, 0};
+    bool first = !(claims->claimed & bit);
+    claims->claimed |= bit;
+    return first;
 }
 
 bool vmf_flight_claim(VmfFlight *flight, unsigned lane, uint32_t round, VmfChunkId id)
 {
     pthread_mutex_lock(&flight->lock);
-    Chunk *chunk = chunk_of(flight, id);
-    bool mine = chunk->round != round && (chunk->under_way == 0 || chunk->lane == lane);
-    if (mine) {
-        chunk->round = round;
-        chunk->lane = (uint8_t)lane;
+    UnderWay now = under_way_of(flight, id);
+    bool mine = (now.records == 0 || now.lane == lane) && claim_once(flight, round, id);
+    if (mine)
         VMF_TRACE(chunk_claimed, flight, lane, round, id.block, id.chunk);
-    }
     pthread_mutex_unlock(&flight->lock);
     return mine;
 }
@@ -125,12 +155,12 @@ bool vmf_flight_claim(VmfFlight *flight, unsigned lane, uint32_t round, VmfChunk
 /* The hash keeps a chunk that is dirtied again and again where it was, and spreads neighbours, which tend to be dirty together. */
 bool vmf_flight_prefers(VmfFlight *flight, unsigned lane, VmfChunkId id)
 {
-    pthread_mutex_lock(&flight->lock);
-    Chunk *chunk = chunk_of(flight, id);
     uint64_t hash = (id.chunk * UINT64_C(0x9E3779B97F4A7C15)) >> 32;
-    unsigned lane_of_choice = chunk->under_way ? chunk->lane : (unsigned)(hash % flight->n_lanes);
+
+    pthread_mutex_lock(&flight->lock);
+    UnderWay now = under_way_of(flight, id);
     pthread_mutex_unlock(&flight->lock);
-    return lane_of_choice == lane;
+    return (now.records > 0 ? now.lane : (unsigned)(hash % flight->n_lanes)) == lane;
 }
 
 static uint64_t bound_bytes(const VmfFlight *flight)
@@ -173,7 +203,7 @@ static bool launch(VmfFlight *flight, unsigned index, VmfChunkId id, uint32_t by
     bool go = !flight->closed && (!flight->acknowledged || has_room(flight, lane, bytes));
     if (go && flight->acknowledged) {
         lane->ring[lane->sent % RING] = (Record){id, bytes};
-        chunk_of(flight, id)->under_way++;
+        set_under_way(flight, id, (UnderWay){under_way_of(flight, id).records + 1, index});
         flight->unacknowledged_bytes += bytes;
         if (flight->rate_since_ns == 0)
             flight->rate_since_ns = (uint64_t)vmf_now_ns();
@@ -234,13 +264,13 @@ bool vmf_flight_land(VmfFlight *flight, unsigned index, uint64_t sequence, unsig
     bool good = flight->acknowledged && sequence >= lane->landed && sequence <= lane->sent;
     for (; good && lane->landed < sequence; lane->landed++) {
         const Record *record = &lane->ring[lane->landed % RING];
-        chunk_of(flight, record->id)->under_way--;
+        set_under_way(flight, record->id, (UnderWay){under_way_of(flight, record->id).records - 1, index});
         bytes += record->bytes;
     }
     flight->unacknowledged_bytes -= bytes;
     for (unsigned i = 0; good && i < n; i++) {
-        good = ids[i].block < flight->n_blocks && ids[i].chunk < flight->n_chunks[ids[i].block];
-        if (good && chunk_of(flight, ids[i])->under_way == 0)
+        good = ids[i].block < flight->n_blocks && ids[i].chunk < flight->blocks[ids[i].block].n_chunks;
+        if (good && under_way_of(flight, ids[i]).records == 0)
             check(opaque, ids[i], sums[i]);
     }
     if (bytes > 0)
@@ -273,7 +303,7 @@ bool vmf_flight_drain(VmfFlight *flight, int64_t timeout_ns)
 
 bool vmf_flight_is_under_way(const VmfFlight *flight, VmfChunkId id)
 {
-    return flight->chunks[id.block][id.chunk].under_way > 0;
+    return under_way_of(flight, id).records > 0;
 }
 
 void vmf_flight_freeze(VmfFlight *flight, void (*call)(void *opaque), void *opaque)

@@ -6,7 +6,7 @@
  *
  * A lane is one page channel as the source sees it. Records of one lane arrive in order; records of two lanes do not. So that two
  * versions of a page never overtake each other, a chunk may have unacknowledged records on one lane only. The table here knows, for
- * each chunk, the lane that sent it last and how many of its records are unacknowledged; a lane claims a chunk for a round under the
+ * each chunk, how many of its records are unacknowledged and on which lane they are; a lane claims a chunk for a round under the
  * lock, and may do so if nothing of it is under way or all of it on this very lane. That is the whole order between channels:
  * no barrier, and an idle lane takes what a slow one has not begun.
  *

@@ -20,21 +20,20 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 #include <vmferry/error.h>
 
 #include "ram/block.h"
 #include "ram/sparse-array.h"
+#include "ram/sparse-words.h"
 #include "ram/uffd.h"
 
 #define ZERO_PAGES 64u /* placed ahead in one step */
 
 typedef struct {
     VmfRamBlock *block;
-    _Atomic uint64_t *placed; /* a bit a page; NULL: not watched */
-    uint64_t n_words;
+    VmfSparseWords *placed; /* a bit a page; NULL: not watched */
 } Watched;
 
 struct VmfFresh {
@@ -83,14 +82,14 @@ static bool watch(VmfFresh *fresh, Watched *own, VmfRamBlock *block)
 
     if (!vmf_fresh_is_small(block))
         return false;
-    uint64_t *placed = vmf_sparse_array_new(n_words, sizeof(uint64_t), "placed pages", NULL);
+    VmfSparseWords *placed = vmf_sparse_words_new(n_words, "placed pages", NULL);
     if (!placed)
         return false;
     if (!vmf_uffd_register(fresh->fd, vmf_ram_block_host(block), vmf_ram_block_size(block), UFFDIO_REGISTER_MODE_MISSING)) {
-        vmf_sparse_array_free(placed, n_words, sizeof(uint64_t));
+        vmf_sparse_words_free(placed);
         return false;
     }
-    *own = (Watched){block, (_Atomic uint64_t *)placed, n_words};
+    *own = (Watched){block, placed};
     return true;
 }
 
@@ -153,7 +152,7 @@ static void unwatch(VmfFresh *fresh, Watched *own)
     if (!own->placed)
         return;
     vmf_uffd_unregister(fresh->fd, vmf_ram_block_host(own->block), vmf_ram_block_size(own->block));
-    vmf_sparse_array_free((void *)own->placed, own->n_words, sizeof(uint64_t));
+    vmf_sparse_words_free(own->placed);
 }
 
 void vmf_fresh_free(VmfFresh *fresh)
@@ -197,8 +196,7 @@ VmfPageSet vmf_fresh_absent(const VmfFresh *fresh, unsigned index, uint64_t chun
     if (!vmf_fresh_has(fresh, index))
         return absent;
     for (unsigned w = 0; w < VMF_CHUNK_WORDS; w++)
-        absent.words[w] = pages->words[w] & ~atomic_load_explicit(&fresh->blocks[index].placed[chunk * VMF_CHUNK_WORDS + w],
-                                                                  memory_order_acquire);
+        absent.words[w] = pages->words[w] & ~vmf_sparse_words_get(fresh->blocks[index].placed, chunk * VMF_CHUNK_WORDS + w);
     return absent;
 }
 
@@ -207,7 +205,7 @@ static void note(Watched *own, uint64_t first_page, unsigned n_pages)
     uint64_t end = first_page + n_pages;
 
     for (uint64_t word = first_page / 64; word * 64 < end; word++)
-        atomic_fetch_or_explicit(&own->placed[word], vmf_page_word_mask(word, first_page, end), memory_order_release);
+        vmf_sparse_words_or(own->placed, word, vmf_page_word_mask(word, first_page, end));
 }
 
 bool vmf_fresh_place(VmfFresh *fresh, unsigned index, uint64_t first_page, unsigned n_pages, const uint8_t *content, GError **error)

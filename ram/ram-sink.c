@@ -34,12 +34,15 @@ static void copy_data(const VmfPageBatch *batch, uint8_t *chunk)
         memcpy(chunk + first * VMF_PAGE_SIZE, batch->payload + first * VMF_PAGE_SIZE, n_pages * VMF_PAGE_SIZE);
 }
 
-static void clear_zeros(const VmfPageBatch *batch, const VmfDigestTable *table, uint8_t *chunk)
+static void clear_zeros(RamSink *sink, const VmfPageBatch *batch, const VmfDigestTable *table, uint8_t *chunk)
 {
+    if (vmf_page_set_is_empty(&batch->zero))
+        return;
+    vmf_digest_table_read(table, batch->chunk, &batch->zero, sink->digests);
     for (unsigned w = 0; w < VMF_CHUNK_WORDS; w++) {
         for (uint64_t left = batch->zero.words[w]; left; left &= left - 1) {
             unsigned page = w * 64 + __builtin_ctzll(left);
-            if (vmf_digest_table_get(table, batch->first_page + page) != 0)
+            if (sink->digests[page] != 0)
                 memset(chunk + page * VMF_PAGE_SIZE, 0, VMF_PAGE_SIZE);
         }
     }
@@ -66,7 +69,7 @@ static bool ram_sink_push(void *opaque, VmfPageBatch *batch, GError **error)
         VmfDigestTable *table = sink->tables[batch->block_index];
         if (batch->payload && batch->payload != chunk)
             copy_data(batch, chunk);
-        clear_zeros(batch, table, chunk);
+        clear_zeros(sink, batch, table, chunk);
         enter_digests(sink, batch, table, chunk);
     } else {
         g_set_error(error, VMF_ERROR, VMF_ERROR_RAM_RANGE,
