@@ -105,6 +105,8 @@ static bool punch(VmfImageWriter *writer, GError **error)
 
 /* ---- bitmaps, digests, tables ------------------------------------------------------------------------------- */
 
+#define DIGEST_GAP_MAX 16 /* blocks */
+
 static bool is_zero_block(const uint8_t *block)
 {
     uint64_t words[8], any = 0;
@@ -138,19 +140,28 @@ static bool write_area(VmfImageWriter *writer, uint64_t offset, const void *memo
     return true;
 }
 
-/* Digest blocks of chunks with data: a run of chunks is contiguous in memory and in the file. */
+/* The first chunk from @from on that has data, or the end. */
+static uint64_t next_with_data(const VmfImageWriter *writer, unsigned b, uint64_t from)
+{
+    while (from < writer->tables->blocks[b].n_chunks && !vmf_image_tables_chunk_has_data(writer->tables, b, from))
+        from++;
+    return from;
+}
+
+/*
+ * Digest blocks of chunks with data: a run of chunks is contiguous in memory and in the file. Others are zeros, and a few
+ * of them between two runs are written along: a request more would take longer.
+ */
 static bool write_digests(VmfImageWriter *writer, unsigned b, GError **error)
 {
     const uint8_t *digests = (const uint8_t *)writer->tables->blocks[b].digests;
-    uint64_t n_chunks = writer->tables->blocks[b].n_chunks, from = 0, end;
+    uint64_t n_chunks = writer->tables->blocks[b].n_chunks, from = next_with_data(writer, b, 0), end, next;
 
-    for (; from < n_chunks; from = end) {
-        while (from < n_chunks && !vmf_image_tables_chunk_has_data(writer->tables, b, from))
-            from++;
-        for (end = from; end < n_chunks && vmf_image_tables_chunk_has_data(writer->tables, b, end); end++)
-            ;
-        if (end > from &&
-            !vmf_storage_write(writer->storage, writer->layout.blocks[b].digests_offset + from * VMF_IMAGE_BLOCK,
+    for (; from < n_chunks; from = next) {
+        end = from + 1;
+        while ((next = next_with_data(writer, b, end)) < n_chunks && next - end <= DIGEST_GAP_MAX)
+            end = next + 1;
+        if (!vmf_storage_write(writer->storage, writer->layout.blocks[b].digests_offset + from * VMF_IMAGE_BLOCK,
                                digests + from * VMF_IMAGE_BLOCK, (end - from) * VMF_IMAGE_BLOCK, error))
             return false;
     }
