@@ -543,6 +543,20 @@ bool vmf_bitmaps_check_source(VmfBitmaps *set, const char *name, GError **error)
     return good;
 }
 
+bool vmf_bitmaps_check_base(VmfBitmaps *set, const char *name, GError **error)
+{
+    static const char operation[] = "copy what it has";
+
+    pthread_mutex_lock(&set->lock);
+    const VmfBitmap *bitmap = find_sound(set, name, operation, error);
+    bool good = bitmap && find_idle(set, name, operation, error);
+    if (good && !bitmap->recording)
+        refuse(set, VMF_ERROR_STATE, name, operation, "it is disabled: what was written meanwhile is not in it", error);
+    good = good && bitmap->recording;
+    pthread_mutex_unlock(&set->lock);
+    return good;
+}
+
 bool vmf_bitmaps_set_aside(VmfBitmaps *set, const char *name, GError **error)
 {
     pthread_mutex_lock(&set->lock);

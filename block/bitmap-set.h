@@ -94,6 +94,9 @@ void vmf_bitmaps_end_aside(VmfBitmaps *set, const char *name, bool keep);
 /* Whether a backup may begin with it; only to say so early. */
 bool vmf_bitmaps_check_source(VmfBitmaps *set, const char *name, GError **error);
 
+/* What is not dirty in it is as it was when it began: it is sound and records, and no backup uses it. */
+bool vmf_bitmaps_check_base(VmfBitmaps *set, const char *name, GError **error);
+
 /* ---- for bitmaps that arrive ------------------------------------------------------------------------------------- */
 
 VmfBitmaps *vmf_disk_bitmap_set(VmfDisk *disk);

@@ -6,6 +6,8 @@
  * replace (base_fd), so that nobody begins to use that one meanwhile. The two change their names in one step,
  * so that a crash leaves either state and nothing in between; where the filesystem has no such step the old file is
  * gone with the commit.
+ *
+ * A base is one file: what is written is what is replaced. Its name is taken away ahead of the first change.
  */
 #include "block/receive.h"
 
@@ -25,6 +27,9 @@ typedef struct VmfReceiving {
     char *partial;      /* NULL: written in place */
     int base_fd;        /* what is to be replaced, locked; -1: nothing */
     bool base_is_aside; /* committed: it is under the other name */
+    bool onto_base;
+    bool named_partial; /* onto a base: that is its name now */
+    char *signature;    /* onto a base: what may not be replaced unless it is proven; NULL: nothing */
     bool committed;
     uint64_t size_before;
     bool windowed_before;
@@ -33,8 +38,9 @@ typedef struct VmfReceiving {
 /* ---- what is there ----------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    bool exists, is_file;
+    bool exists, is_file, is_partial;
     uint64_t size;
+    char *signature; /* owned; NULL: none */
 } Place;
 
 static bool problem(GError **error, VmfErrorCode code, const VmfDisk *disk, const char *text)
@@ -43,20 +49,23 @@ static bool problem(GError **error, VmfErrorCode code, const VmfDisk *disk, cons
     return false;
 }
 
-static bool check_content(const VmfDisk *disk, char *signature, uint64_t there, uint64_t wanted, GError **error)
+/* A file that is a base is the disk itself; what is not has room for it. */
+static bool check_content(const VmfDisk *disk, const Place *place, uint64_t wanted, VmfReceiveOnto onto, GError **error)
 {
-    g_autofree char *found = signature;
+    bool exact = onto == VMF_RECEIVE_ONTO_BASE && place->is_file;
 
-    if (there < wanted) {
-        g_autofree char *text = g_strdup_printf(
-            "it has %" G_GUINT64_FORMAT " bytes, the disk that comes %" G_GUINT64_FORMAT, there, wanted);
+    if (exact ? place->size != wanted : place->size < wanted) {
+        g_autofree char *text =
+            g_strdup_printf("%s has %" G_GUINT64_FORMAT " bytes, the disk that comes %" G_GUINT64_FORMAT,
+                            onto == VMF_RECEIVE_ONTO_BASE ? "the base" : "it", place->size, wanted);
         return problem(error, VMF_ERROR_DISK_PLACE, disk, text);
     }
-    return !found || disk->overwrite || problem(error, VMF_ERROR_DISK_PLACE, disk, found);
+    return onto == VMF_RECEIVE_ONTO_BASE || !place->signature || disk->overwrite ||
+           problem(error, VMF_ERROR_DISK_PLACE, disk, place->signature);
 }
 
 /* Of a file or a device that is open and locked. */
-static bool check_fd(const VmfDisk *disk, int fd, uint64_t wanted, Place *place, GError **error)
+static bool look_at_fd(const VmfDisk *disk, int fd, Place *place, GError **error)
 {
     struct stat status;
     off_t end = lseek(fd, 0, SEEK_END);
@@ -65,19 +74,22 @@ static bool check_fd(const VmfDisk *disk, int fd, uint64_t wanted, Place *place,
         return vmf_disk_error(disk, VMF_ERROR_IO, "receive", g_strerror(errno), error);
     if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
         return problem(error, VMF_ERROR_DISK_PLACE, disk, "it is neither a file nor a block device");
-    *place = (Place){.exists = true, .is_file = S_ISREG(status.st_mode), .size = (uint64_t)end};
-    return check_content(disk, vmf_signature_of_fd(fd), place->size, wanted, error);
+    place->exists = true;
+    place->is_file = S_ISREG(status.st_mode);
+    place->size = (uint64_t)end;
+    place->signature = vmf_signature_of_fd(fd);
+    return true;
 }
 
-static bool check_export(const VmfDisk *disk, uint64_t wanted, Place *place, GError **error)
+static bool look_at_export(const VmfDisk *disk, Place *place, GError **error)
 {
     VmfStorageOptions options = {.mode = VMF_STORAGE_READ, .connect = disk->connect};
     g_autoptr(VmfStorage) storage = vmf_storage_open(disk->uri, &options, error);
 
     if (!storage)
         return false;
-    *place = (Place){.exists = true, .size = vmf_storage_size(storage)};
-    return check_content(disk, vmf_signature_of_storage(storage), place->size, wanted, error);
+    *place = (Place){.exists = true, .size = vmf_storage_size(storage), .signature = vmf_signature_of_storage(storage)};
+    return true;
 }
 
 /* A descriptor with the lock, or -1 with @error; where there is nothing, -1 without one. */
@@ -106,31 +118,48 @@ static void unlock_and_close(int *fd)
     *fd = -1;
 }
 
-/* *@fd: what is there, locked; -1: nothing, or an export. */
-static bool check_place(const VmfDisk *disk, uint64_t wanted, Place *place, int *fd, GError **error)
+/* *@fd: what is there, locked; -1: nothing. */
+static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
 {
+    g_autofree char *partial = g_strconcat(disk->path, ".partial", NULL);
     GError *failed = NULL;
 
-    *place = (Place){0};
-    *fd = -1;
+    *fd = open_and_lock(disk, disk->path, &failed);
+    if (*fd < 0 && !failed && onto == VMF_RECEIVE_ONTO_BASE) {
+        *fd = open_and_lock(disk, partial, &failed);
+        place->is_partial = true;
+    }
+    if (failed)
+        g_propagate_error(error, failed);
+    return !failed && (*fd < 0 || look_at_fd(disk, *fd, place, error));
+}
+
+static bool find_place(const VmfDisk *disk, uint64_t wanted, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
+{
     if (disk->read_only)
         return problem(error, VMF_ERROR_DISK_PLACE, disk, "it is read-only here");
     if (wanted % disk->sector_bytes)
         return problem(error, VMF_ERROR_DISK_PLACE, disk, "the disk that comes is no multiple of its sectors");
-    if (!disk->path)
-        return check_export(disk, wanted, place, error);
-    *fd = open_and_lock(disk, disk->path, &failed);
-    if (failed) {
-        g_propagate_error(error, failed);
+    if (!(disk->path ? find_file(disk, onto, place, fd, error) : look_at_export(disk, place, error)))
         return false;
-    }
-    if (*fd < 0 || check_fd(disk, *fd, wanted, place, error))
+    if (place->exists)
+        return check_content(disk, place, wanted, onto, error);
+    return onto == VMF_RECEIVE_ANEW || problem(error, VMF_ERROR_DISK_PLACE, disk, "there is no base");
+}
+
+/* *@fd: what is there, locked; -1: nothing, or an export. */
+static bool check_place(const VmfDisk *disk, uint64_t wanted, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
+{
+    *place = (Place){0};
+    *fd = -1;
+    if (find_place(disk, wanted, onto, place, fd, error))
         return true;
+    g_clear_pointer(&place->signature, g_free);
     unlock_and_close(fd);
     return false;
 }
 
-char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes)
+char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto)
 {
     g_autoptr(GError) error = NULL;
     Place place;
@@ -138,9 +167,11 @@ char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes)
 
     pthread_mutex_lock(&disk->ownership);
     bool fine = disk->storage ? vmf_disk_error(disk, VMF_ERROR_STATE, "receive", "it is in use here", &error)
-                              : check_place(disk, size_bytes, &place, &fd, &error);
-    if (fine)
+                              : check_place(disk, size_bytes, onto, &place, &fd, &error);
+    if (fine) {
+        g_free(place.signature);
         unlock_and_close(&fd);
+    }
     pthread_mutex_unlock(&disk->ownership);
     return fine ? NULL : g_strdup(error->message);
 }
@@ -167,18 +198,29 @@ static bool make_partial(VmfDisk *disk, const VmfReceiving *r, GError **error)
                           "make the partial file", g_strerror(errno), error);
 }
 
+static bool open_file(VmfDisk *disk, VmfReceiving *r, GError **error)
+{
+    bool at_partial = !r->onto_base || r->named_partial;
+    g_autofree char *uri = NULL;
+
+    r->path = realpath(disk->path, NULL);
+    if (!r->path)
+        r->path = strdup(disk->path);
+    r->partial = g_strconcat(r->path, ".partial", NULL);
+    uri = g_strconcat("file:", at_partial ? r->partial : r->path, NULL);
+    if (r->onto_base) {
+        disk->lock_fd = r->base_fd;
+        r->base_fd = -1;
+    } else if (!make_partial(disk, r, error)) {
+        return false;
+    }
+    return vmf_disk_open_locked(disk, uri, at_partial ? r->partial : r->path, error);
+}
+
 static bool open_place(VmfDisk *disk, VmfReceiving *r, const Place *place, GError **error)
 {
-    if (disk->path && (!place->exists || place->is_file)) {
-        g_autofree char *uri = NULL;
-
-        r->path = realpath(disk->path, NULL);
-        if (!r->path)
-            r->path = strdup(disk->path);
-        r->partial = g_strconcat(r->path, ".partial", NULL);
-        uri = g_strconcat("file:", r->partial, NULL);
-        return make_partial(disk, r, error) && vmf_disk_open_locked(disk, uri, r->partial, error);
-    }
+    if (disk->path && (!place->exists || place->is_file))
+        return open_file(disk, r, error);
     if (!disk->path && !disk->no_lock)
         return vmf_disk_error(disk, VMF_ERROR_UNSUPPORTED, "lock",
                               "an export cannot be locked: it is to be said that there is one writer", error);
@@ -193,6 +235,7 @@ static void receiving_free(VmfReceiving *r)
     unlock_and_close(&r->base_fd);
     free(r->path);
     g_free(r->partial);
+    g_free(r->signature);
     g_free(r);
 }
 
@@ -212,7 +255,7 @@ static void give_up(VmfDisk *disk)
     disk->windowed = disk->receiving->windowed_before;
 }
 
-static bool begin(VmfDisk *disk, uint64_t size_bytes, GError **error)
+static bool begin(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto, GError **error)
 {
     VmfReceiving *r;
     Place place;
@@ -220,10 +263,15 @@ static bool begin(VmfDisk *disk, uint64_t size_bytes, GError **error)
 
     if (disk->storage || disk->receiving)
         return vmf_disk_error(disk, VMF_ERROR_STATE, "receive", "it is in use here", error);
-    if (!check_place(disk, size_bytes, &place, &fd, error))
+    if (!check_place(disk, size_bytes, onto, &place, &fd, error))
         return false;
     r = disk->receiving = g_new0(VmfReceiving, 1);
-    *r = (VmfReceiving){.base_fd = fd, .size_before = disk->size_bytes, .windowed_before = disk->windowed};
+    *r = (VmfReceiving){.base_fd = fd,
+                        .onto_base = onto == VMF_RECEIVE_ONTO_BASE,
+                        .named_partial = place.is_partial,
+                        .signature = place.signature,
+                        .size_before = disk->size_bytes,
+                        .windowed_before = disk->windowed};
     disk->size_bytes = size_bytes;
     vmf_bitmaps_set_size(disk->bitmaps, size_bytes);
     if (open_place(disk, r, &place, error))
@@ -233,17 +281,17 @@ static bool begin(VmfDisk *disk, uint64_t size_bytes, GError **error)
     return false;
 }
 
-bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, GError **error)
+bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto, GError **error)
 {
     pthread_mutex_lock(&disk->ownership);
-    bool begun = begin(disk, size_bytes, error);
+    bool begun = begin(disk, size_bytes, onto, error);
     pthread_mutex_unlock(&disk->ownership);
     return begun;
 }
 
 bool vmf_disk_receive_is_new(const VmfDisk *disk)
 {
-    return disk->receiving && disk->receiving->partial;
+    return disk->receiving && disk->receiving->partial && !disk->receiving->onto_base;
 }
 
 /* ---- the end ----------------------------------------------------------------------------------------------------- */
@@ -265,9 +313,36 @@ static bool exchange(const VmfReceiving *r)
     return renameat2(AT_FDCWD, r->partial, AT_FDCWD, r->path, RENAME_EXCHANGE) == 0;
 }
 
+/* What has the other name goes, unless another writes it. */
+static bool name_partial(VmfDisk *disk, VmfReceiving *r, GError **error)
+{
+    GError *failed = NULL;
+    int fd = open_and_lock(disk, r->partial, &failed);
+
+    if (failed) {
+        g_propagate_error(error, failed);
+        return false;
+    }
+    r->named_partial = rename(r->path, r->partial) == 0;
+    bool done = r->named_partial && sync_directory(r->path);
+    if (!done)
+        vmf_disk_error(disk, VMF_ERROR_IO, "mark the base as partial", g_strerror(errno), error);
+    unlock_and_close(&fd);
+    return done;
+}
+
+bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error)
+{
+    VmfReceiving *r = disk->receiving;
+
+    if (r->signature && !proven && !disk->overwrite)
+        return problem(error, VMF_ERROR_DISK_PLACE, disk, r->signature);
+    return !r->onto_base || !r->partial || r->named_partial || name_partial(disk, r, error);
+}
+
 static bool take_name(VmfDisk *disk, VmfReceiving *r, GError **error)
 {
-    if (!r->partial)
+    if (!r->partial || (r->onto_base && !r->named_partial))
         return true;
     r->base_is_aside = r->base_fd >= 0 && exchange(r);
     if ((r->base_is_aside || rename(r->partial, r->path) == 0) && sync_directory(r->path))
@@ -294,7 +369,7 @@ static void lose_name(const VmfReceiving *r, int fd)
 {
     struct stat own, found;
 
-    if (!r->partial || !r->committed || fd < 0 || fstat(fd, &own) < 0 || stat(r->path, &found) < 0 ||
+    if (!r->partial || !r->committed || (r->onto_base && !r->named_partial) || fd < 0 || fstat(fd, &own) < 0 || stat(r->path, &found) < 0 ||
         own.st_ino != found.st_ino || own.st_dev != found.st_dev)
         return;
     if (r->base_is_aside ? exchange(r) : rename(r->path, r->partial) == 0)

@@ -8,6 +8,10 @@
  * arrive stays behind as PATH.partial; the next one begins it anew. A block device or an export is written in place,
  * and nothing says that it is not whole.
  *
+ * Onto a base: the file at PATH is written itself, and is PATH.partial from the first change on until it is committed.
+ * One that does not arrive stays behind under that name, and is as good a base as before for who knows what else has
+ * changed since: where nothing is at PATH, PATH.partial is the base.
+ *
  * One thread at a time.
  */
 #ifndef BLOCK_RECEIVE_H
@@ -15,14 +19,22 @@
 
 #include <vmferry/block.h>
 
+typedef enum { VMF_RECEIVE_ANEW, VMF_RECEIVE_ONTO_BASE } VmfReceiveOnto;
+
 /* What speaks against a copy of @size_bytes; NULL: nothing. Changes nothing and keeps nothing; the caller's to free. */
-char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes);
+char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto);
 
 /*
  * Checks it again, locks it, and opens it for requests; the disk has this size from now on. VMF_ERROR_DISK_PLACE: it is
- * smaller, or holds what is not to be replaced; VMF_ERROR_LOCKED; VMF_ERROR_STATE: the disk is acquired.
+ * smaller, or holds what is not to be replaced, or there is no base of this size; VMF_ERROR_LOCKED; VMF_ERROR_STATE: the
+ * disk is acquired.
  */
-bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, GError **error);
+bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto, GError **error);
+/*
+ * Onto a base: ahead of the first change. @proven: some of it was found to be the disk that comes; otherwise a
+ * filesystem there is not to be replaced (VMF_ERROR_DISK_PLACE).
+ */
+bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error);
 /* It read as zeros when it was begun. */
 bool vmf_disk_receive_is_new(const VmfDisk *disk);
 /* All of it is on stable storage and under its name, and the disk is acquired. */

@@ -30,7 +30,7 @@ struct VmfControl {
     bool was_running;     /* as the last STOP or RESUME event said */
 
     VmfParameters parameters; /* for the migrations to come */
-    char *copy_disks;         /* theirs */
+    char *copy_disks, *incremental_bitmap; /* theirs */
     json_t *bitmap_mapping;   /* block-bitmap-mapping; NULL: none was given */
     bool dirty_bitmaps;       /* the capability */
     bool multifd, events, return_path, auto_converge, mapped_ram, background_snapshot;

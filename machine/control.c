@@ -67,6 +67,7 @@ void vmf_control_free(VmfControl *control)
     g_clear_error(&control->error);
     g_free((char *)control->config.name);
     g_free(control->copy_disks);
+    g_free(control->incremental_bitmap);
     json_decref(control->bitmap_mapping);
     g_free((char *)control->config.host_name);
     g_free((char *)control->config.socket_path);

@@ -16,6 +16,7 @@ typedef struct {
     size_t offset;             /* into VmfParameters */
     uint64_t minimum, maximum; /* in the parameter's own unit */
     uint64_t scale;            /* what one unit is in VmfParameters' */
+    const char *unset;         /* a string: what stands for none */
 } Parameter;
 
 #define FIELD(member) offsetof(VmfParameters, member)
@@ -34,7 +35,8 @@ static const Parameter table[] = {
     {"x-vmferry-minimum-rounds", KIND_UNSIGNED, FIELD(minimum_rounds), 0, 1000000, 1},
     {"x-vmferry-pause-before-switchover", KIND_BOOL, FIELD(pause_before_switchover), 0, 1, 1},
     {"x-vmferry-audit", KIND_AUDIT, FIELD(audit), 0, 0, 1},
-    {"x-vmferry-disks", KIND_STRING, FIELD(copy_disks), 0, 0, 1},
+    {"x-vmferry-disks", KIND_STRING, FIELD(copy_disks), 0, 0, 1, "none"},
+    {"x-vmferry-incremental-bitmap", KIND_STRING, FIELD(incremental_bitmap), 0, 0, 1, ""},
     {"x-vmferry-disk-latency-goal-ns", KIND_UINT64, FIELD(disk_latency_goal_ns), 0, DAY_NS, 1},
     {"x-vmferry-mirror-disks", KIND_BOOL, FIELD(mirror_disks), 0, 1, 1},
     {"x-vmferry-verify-disks", KIND_BOOL, FIELD(verify_disks), 0, 1, 1},
@@ -143,6 +145,12 @@ static bool set_mapping(VmfControl *control, json_t *mapping, GError **error)
     return true;
 }
 
+static void keep(char **own, const char **parameter)
+{
+    g_free(*own);
+    *parameter = *own = g_strdup(*parameter);
+}
+
 json_t *vmf_qmp_set_parameters(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)
 {
     VmfSession *session = control->migration ? vmf_migration_session(control->migration) : NULL;
@@ -153,10 +161,10 @@ json_t *vmf_qmp_set_parameters(VmfControl *control, VmfControlClient *client, co
         return NULL;
     if (!vmf_qmp_apply_parameters(&control->parameters, arguments, error))
         return NULL;
-    if (json_object_get(arguments, "x-vmferry-disks")) {
-        g_free(control->copy_disks);
-        control->parameters.copy_disks = control->copy_disks = g_strdup(control->parameters.copy_disks);
-    }
+    if (json_object_get(arguments, "x-vmferry-disks"))
+        keep(&control->copy_disks, &control->parameters.copy_disks);
+    if (json_object_get(arguments, "x-vmferry-incremental-bitmap"))
+        keep(&control->incremental_bitmap, &control->parameters.incremental_bitmap);
     if (session && json_object_get(arguments, "max-bandwidth"))
         vmf_session_set_max_bandwidth(session, control->parameters.max_bandwidth);
     if (session &&
@@ -179,7 +187,7 @@ static json_t *value_of(const VmfParameters *parameters, const Parameter *parame
     case KIND_AUDIT:
         return json_string(vmf_audit_name(*(const VmfAudit *)field));
     case KIND_STRING:
-        return json_string(*(char *const *)field ? *(char *const *)field : "none");
+        return json_string(*(char *const *)field ? *(char *const *)field : parameter->unset);
     }
     g_assert_not_reached();
 }

@@ -42,6 +42,7 @@
     X(disk_total_bytes)                                                                                                \
     X(disk_sent_bytes)                                                                                                 \
     X(disk_zero_bytes)                                                                                                 \
+    X(disk_base_bytes)                                                                                                 \
     X(disk_remaining_bytes)                                                                                            \
     X(disk_depth)                                                                                                      \
     X(disk_mirrored_writes)                                                                                            \

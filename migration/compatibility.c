@@ -189,10 +189,10 @@ static void compare_sections(const VmfStaticData *theirs, GArray *owners, VmfGue
     }
 }
 
-static void compare_copied_disk(const VmfStaticDisk *there, const VmfGuestDisk *here, GPtrArray *texts)
+static void compare_copied_disk(const VmfStaticDisk *there, const VmfGuestDisk *here, VmfReceiveOnto onto, GPtrArray *texts)
 {
     VmfDisk *disk = here->ops.disk ? here->ops.disk(here->opaque) : NULL;
-    g_autofree char *problem = disk ? vmf_disk_receive_problem(disk, there->size) : NULL;
+    g_autofree char *problem = disk ? vmf_disk_receive_problem(disk, there->size, onto) : NULL;
 
     if (!disk)
         differ(texts, "disk.place: %s: here nothing that a copy could arrive in, there it is copied", there->name);
@@ -200,7 +200,7 @@ static void compare_copied_disk(const VmfStaticDisk *there, const VmfGuestDisk *
         differ(texts, "disk.place: %s", problem);
 }
 
-static void compare_disk(const VmfStaticDisk *there, VmfGuest *guest, GPtrArray *texts)
+static void compare_disk(const VmfStaticDisk *there, VmfGuest *guest, VmfReceiveOnto onto, GPtrArray *texts)
 {
     const VmfGuestDisk *here = vmf_guest_find_disk(guest, there->name);
 
@@ -211,7 +211,7 @@ static void compare_disk(const VmfStaticDisk *there, VmfGuest *guest, GPtrArray 
     if (there->sector_bytes != sector_bytes(here))
         differ(texts, "disk.sector: %s: here %u, there %u", there->name, sector_bytes(here), there->sector_bytes);
     else if (there->flags & VMF_WIRE_DISK_COPIED)
-        compare_copied_disk(there, here, texts);
+        compare_copied_disk(there, here, onto, texts);
     else if (here->ops.size_bytes(here->opaque) != there->size)
         differ(texts, "disk.size: %s: here %" PRIu64 ", there %" PRIu64 ", and it is not copied", there->name,
                here->ops.size_bytes(here->opaque), there->size);
@@ -227,8 +227,10 @@ static bool names_disk(const VmfStaticData *data, const char *name)
 
 static void compare_disks(const VmfStaticData *theirs, VmfGuest *guest, GPtrArray *texts)
 {
+    VmfReceiveOnto onto = theirs->features_required & VMF_FEATURE_BASES ? VMF_RECEIVE_ONTO_BASE : VMF_RECEIVE_ANEW;
+
     for (guint i = 0; i < theirs->disks->len; i++)
-        compare_disk(&g_array_index(theirs->disks, VmfStaticDisk, i), guest, texts);
+        compare_disk(&g_array_index(theirs->disks, VmfStaticDisk, i), guest, onto, texts);
     for (unsigned i = 0; theirs->disks->len > 0 && i < vmf_guest_n_disks(guest); i++) {
         const VmfGuestDisk *here = vmf_guest_disk(guest, i);
         if (!names_disk(theirs, here->name))

@@ -48,7 +48,7 @@ uint64_t vmf_disk_proof_run(const VmfDiskProof *proof, uint64_t granule, uint64_
     return n;
 }
 
-static uint64_t digest_of(const VmfDiskProof *proof, const uint8_t *data, uint64_t length)
+uint64_t vmf_disk_proof_digest_of(const VmfDiskProof *proof, const uint8_t *data, uint64_t length)
 {
     return vmf_page_is_zero(proof->scan, data, length) ? 0 : proof->scan->digest(data, length);
 }
@@ -73,7 +73,18 @@ void vmf_disk_proof_set(VmfDiskProof *proof, uint64_t offset, const uint8_t *dat
     vmf_disk_dirty_mark(proof->named, offset, length);
     for (uint64_t at = offset; at < end; at += VMF_GRANULE_BYTES)
         set_granule(proof, at / VMF_GRANULE_BYTES,
-                    data ? digest_of(proof, data + (at - offset), MIN(VMF_GRANULE_BYTES, end - at)) : 0);
+                    data ? vmf_disk_proof_digest_of(proof, data + (at - offset), MIN(VMF_GRANULE_BYTES, end - at)) : 0);
+}
+
+uint64_t vmf_disk_proof_digest(const VmfDiskProof *proof, uint64_t granule)
+{
+    return vmf_digest_table_get(proof->digests, granule);
+}
+
+void vmf_disk_proof_set_digest(VmfDiskProof *proof, uint64_t granule, uint64_t digest)
+{
+    vmf_disk_dirty_mark(proof->named, granule * VMF_GRANULE_BYTES, 1);
+    set_granule(proof, granule, digest);
 }
 
 uint64_t vmf_disk_proof_sum(const VmfDiskProof *proof)
@@ -112,7 +123,7 @@ static bool compare(const VmfDiskProof *proof, const VmfReadPiece *piece, GError
     for (uint64_t at = 0; at < piece->length; at += VMF_GRANULE_BYTES) {
         uint64_t length = MIN(VMF_GRANULE_BYTES, piece->length - at),
                  granule = (piece->offset + at) / VMF_GRANULE_BYTES;
-        if (digest_of(proof, piece->data + at, length) != vmf_digest_table_get(proof->digests, granule))
+        if (vmf_disk_proof_digest_of(proof, piece->data + at, length) != vmf_digest_table_get(proof->digests, granule))
             return differs(proof, piece->offset + at, error);
     }
     return true;

@@ -27,10 +27,15 @@ void vmf_disk_proof_clear(VmfDiskProof *proof);
 /* The granule that @offset is in; octets of a granule. */
 uint64_t vmf_disk_proof_granule_bytes(const VmfDiskProof *proof, uint64_t granule);
 bool vmf_disk_proof_is_zero(const VmfDiskProof *proof, const uint8_t *data, uint64_t length);
+/* As it is kept: 0 for zeros. */
+uint64_t vmf_disk_proof_digest_of(const VmfDiskProof *proof, const uint8_t *data, uint64_t length);
+uint64_t vmf_disk_proof_digest(const VmfDiskProof *proof, uint64_t granule);
 /* How many granules from @granule on, at most @max, were all named before, or all not (*@first). */
 uint64_t vmf_disk_proof_run(const VmfDiskProof *proof, uint64_t granule, uint64_t max, bool *first);
 /* [offset, offset + length), whole granules, has this content from now on (@data NULL: zeros) and is named. */
 void vmf_disk_proof_set(VmfDiskProof *proof, uint64_t offset, const uint8_t *data, uint64_t length);
+/* The same of one granule, by its digest. */
+void vmf_disk_proof_set_digest(VmfDiskProof *proof, uint64_t granule, uint64_t digest);
 uint64_t vmf_disk_proof_sum(const VmfDiskProof *proof);
 /* VMF_ERROR_DISK_COUNTS: a granule was never named. */
 bool vmf_disk_proof_check_whole(const VmfDiskProof *proof, GError **error);

@@ -13,13 +13,18 @@
  * That a granule is taken before it is read is what makes it right: a write that comes after its bit was taken sets it
  * again, and one that was under way sets it again when it ends (block/dirty.h).
  *
+ * Where the target has a base, what a bitmap has is marked instead; the rest is compared ahead of the first pass
+ * (disk-base.c), and goes on like that.
+ *
  * What was sent is as good as there once the target has answered the DISK_SYNC that ends each round; until then it
  * counts as pending, so that the stop is not taken while the target's storage lags behind.
  */
+#include "migration/disk-base.h"
 #include "migration/disk-mirror.h"
 
 #include <vmferry/error.h>
 
+#include "block/bitmap-set.h"
 #include "block/disk.h"
 #include "stream/clock.h"
 
@@ -75,10 +80,21 @@ static bool add_disk(VmfDiskSource *source, uint32_t index, const VmfGuestDisk *
 
     if (!check_disk(guest_disk, error))
         return false;
+    if (source->bitmap &&
+        !vmf_bitmaps_check_base(vmf_disk_bitmap_set(guest_disk->ops.disk(guest_disk->opaque)), source->bitmap, error))
+        return false;
     source->indexes[source->n_disks++] = index;
     one->disk = guest_disk->ops.disk(guest_disk->opaque);
     one->dirty = vmf_disk_dirty_new(vmf_disk_size(one->disk), error);
     return one->dirty && vmf_disk_proof_init(&one->proof, guest_disk->name, vmf_disk_size(one->disk), error);
+}
+
+static bool check_no_bitmap(const VmfDiskSource *source, GError **error)
+{
+    if (!source->bitmap)
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "disks: bitmap %s: no disk is copied", source->bitmap);
+    return false;
 }
 
 bool vmf_disk_source_choose(VmfDiskSource *source, VmfSession *session, GError **error)
@@ -87,8 +103,10 @@ bool vmf_disk_source_choose(VmfDiskSource *source, VmfSession *session, GError *
     VmfGuest *guest = session->guest;
     unsigned n = vmf_guest_n_disks(guest);
 
+    if (session->parameters.incremental_bitmap && *session->parameters.incremental_bitmap)
+        source->bitmap = session->parameters.incremental_bitmap;
     if (!wanted || !*wanted || strcmp(wanted, "none") == 0)
-        return true;
+        return check_no_bitmap(source, error);
     g_auto(GStrv) names = g_strsplit(wanted, ",", -1);
     if (!check_names(guest, names, error))
         return false;
@@ -236,7 +254,7 @@ static void keep_pace(VmfDiskSource *source)
         g_usleep(source->pace.pause_ns / 1000);
 }
 
-static bool has_room(const VmfDiskSource *source)
+bool vmf_disk_source_has_room(const VmfDiskSource *source)
 {
     return vmf_read_ahead_under_way(source->ahead) < source->pace.depth;
 }
@@ -267,6 +285,12 @@ static bool check_alive(void *opaque, GError **error)
     return vmf_session_check_cancelled(source->session, error);
 }
 
+bool vmf_disk_source_between_reads(VmfDiskSource *source, GError **error)
+{
+    keep_pace(source);
+    return check_alive(source, error);
+}
+
 /*
  * Goes on with the pass until it ends (then the next one begins anew), or until no more than @leave_bytes are pending.
  * What was begun to be read is sent in either case.
@@ -280,7 +304,7 @@ static bool send_pass(VmfDiskSource *source, VmfSaveStream *stream, uint64_t lea
     for (unsigned n = 0; n == 0 || piece; n++) {
         more =
             more && !(leave_bytes > 0 && n % LOOK_EVERY == 0 && vmf_disk_source_pending_bytes(source) <= leave_bytes);
-        while (good && more && has_room(source)) {
+        while (good && more && vmf_disk_source_has_room(source)) {
             more = read_next(source);
             source->under_way_bytes = vmf_read_ahead_pending(source->ahead);
         }
@@ -331,6 +355,29 @@ static bool look_for_extents(VmfDiskSource *source, unsigned i, VmfSaveStream *s
         at += length;
     }
     return send_hole(source, i, stream, hole, at, error);
+}
+
+/* Tracked already: what comes after a bit was read is known from that. */
+static bool mark_dirty_since_base(const VmfDiskSource *source, unsigned i, GError **error)
+{
+    const VmfDiskSourceOne *one = &source->disks[i];
+    VmfBitmaps *set = vmf_disk_bitmap_set(one->disk);
+    uint64_t at = 0, length = 1;
+
+    for (uint64_t from = 0; length > 0; from = at + length) {
+        if (!vmf_disk_next_dirty(one->disk, source->bitmap, from, &at, &length, error))
+            return false;
+        vmf_disk_dirty_mark(one->dirty, at, length);
+    }
+    return vmf_bitmaps_check_base(set, source->bitmap, error); /* still: a backup takes away what it has */
+}
+
+static bool compare_bases(VmfDiskSource *source, VmfSaveStream *stream, GError **error)
+{
+    for (unsigned i = 0; source->bitmap && i < source->n_disks; i++)
+        if (!vmf_disk_base_tell(source, i, stream, error))
+            return false;
+    return true;
 }
 
 /* ---- DISK_SYNC --------------------------------------------------------------------------------------------------- */
@@ -470,7 +517,7 @@ static bool disks_setup(void *opaque, VmfSaveStream *stream, GError **error)
         vmf_disk_track(one->disk, one->dirty);
         one->tracked = true;
         source->total_bytes += one->proof.size;
-        if (!look_for_extents(source, i, stream, error))
+        if (!(source->bitmap ? mark_dirty_since_base(source, i, error) : look_for_extents(source, i, stream, error)))
             return false;
     }
     return vmf_record_flush(stream->writer, error);
@@ -478,7 +525,7 @@ static bool disks_setup(void *opaque, VmfSaveStream *stream, GError **error)
 
 static bool disks_ahead(void *opaque, VmfSaveStream *stream, uint64_t leave_bytes, GError **error)
 {
-    return send_pass(opaque, stream, leave_bytes, error);
+    return compare_bases(opaque, stream, error) && send_pass(opaque, stream, leave_bytes, error);
 }
 
 static void set_mirror(VmfDiskSource *source, VmfDiskMirror *mirror)
@@ -659,5 +706,6 @@ void vmf_disk_source_gather(const VmfDiskSource *source, VmfStatistics *statisti
         source->mirrored_writes + (source->mirror ? vmf_disk_mirror_writes(source->mirror) : 0);
     statistics->disk_sent_bytes = source->sent_bytes;
     statistics->disk_zero_bytes = source->zero_bytes;
+    statistics->disk_base_bytes = source->base_bytes;
     statistics->disk_remaining_bytes = vmf_disk_source_pending_bytes(source) + source->unsynced_bytes;
 }

@@ -38,6 +38,7 @@ typedef struct {
     void *place;
     bool two_way; /* DISK_SYNC is answered */
     bool verify;
+    const char *bitmap; /* the target has a base, and this bitmap of each disk what differs from it; NULL: it has none */
     VmfDiskPace pace; /* of whoever sends passes */
     int64_t paced_ns; /* when it was looked at last */
     bool may_mirror;  /* asked for, and not tried yet */
@@ -55,7 +56,7 @@ typedef struct {
 
     _Atomic unsigned depth;           /* the pace's, for others */
     _Atomic uint64_t mirrored_writes; /* of mirrors that have ended */
-    _Atomic uint64_t total_bytes, sent_bytes, zero_bytes, unsynced_bytes;
+    _Atomic uint64_t total_bytes, sent_bytes, zero_bytes, base_bytes, unsynced_bytes;
     _Atomic uint64_t under_way_bytes; /* read, or being read, and not sent */
     _Atomic uint64_t pass_ns;         /* spent in passes */
     _Atomic uint64_t sync_ns;         /* how long the latest DISK_SYNC took */
@@ -68,6 +69,9 @@ bool vmf_disk_source_choose(VmfDiskSource *source, VmfSession *session, GError *
 void vmf_disk_source_clear(VmfDiskSource *source);
 bool vmf_disk_source_has(const VmfDiskSource *source, const char *name);
 VmfOwner vmf_disk_source_owner(VmfDiskSource *source);
+/* For whoever reads disks in the place of a pass: another read may begin; one has ended, and it may go on. */
+bool vmf_disk_source_has_room(const VmfDiskSource *source);
+bool vmf_disk_source_between_reads(VmfDiskSource *source, GError **error);
 /* A whole pass, and it is written at the target. For the mirror. */
 bool vmf_disk_source_send_turn(VmfDiskSource *source, VmfSaveStream *stream, GError **error);
 /* Something was sent that the target has not got, as far as it has said; but for what it was asked to take its time

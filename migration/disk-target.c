@@ -9,10 +9,14 @@
  *
  * The first error of a write is kept and fails the next record: the source hears of it while its guest runs.
  *
+ * A base is compared first, synchronously, while nothing is written (disk-base.c).
+ *
  * All along, every so many octets, the storage is told to make durable what it has, without being waited for: so little
  * is left when it matters.
  */
 #include "migration/disk-target.h"
+
+#include "migration/disk-base.h"
 
 #include <stdlib.h>
 
@@ -28,6 +32,8 @@ typedef struct {
     VmfDisk *disk;
     bool is_new; /* what was never written there reads as zeros */
     bool begun;
+    bool changed; /* onto a base: it is written to */
+    bool proven;  /* some of it, and not only zeros, was found to be the disk that comes */
     VmfDiskProof proof;
     uint64_t unflushed_bytes;
 } One;
@@ -48,6 +54,8 @@ struct VmfDiskTarget {
     One *disks;
     uint32_t *indexes; /* in the stream's list, by place in @disks */
     unsigned n_disks;
+    VmfReceiveOnto onto;
+    VmfReadAhead *ahead; /* NULL: no base was compared yet */
     bool last; /* the last DISK_SYNC came: nothing may follow */
 
     pthread_mutex_t lock;
@@ -55,7 +63,7 @@ struct VmfDiskTarget {
     Write writes[BUFFERS]; /* who has which is under the lock */
     GError *error;         /* of the first write that failed; likewise */
 
-    _Atomic uint64_t total_bytes, received_bytes, zero_bytes;
+    _Atomic uint64_t total_bytes, received_bytes, zero_bytes, base_bytes;
 };
 
 VmfDiskTarget *vmf_disk_target_new(VmfSession *session)
@@ -77,6 +85,7 @@ void vmf_disk_target_free(VmfDiskTarget *target)
     if (!target)
         return;
     wait_for_all(target);
+    g_clear_pointer(&target->ahead, vmf_read_ahead_free);
     for (unsigned i = 0; i < target->n_disks; i++)
         vmf_disk_proof_clear(&target->disks[i].proof);
     for (unsigned i = 0; i < BUFFERS; i++)
@@ -106,7 +115,7 @@ static bool set_up_disk(VmfDiskTarget *target, uint32_t index, const VmfStaticDi
     target->indexes[target->n_disks++] = index;
     one->disk = here->ops.disk(here->opaque); /* the check of the static data has found both */
     if (!vmf_disk_proof_init(&one->proof, here->name, there->size, error) ||
-        !vmf_disk_receive_begin(one->disk, there->size, error))
+        !vmf_disk_receive_begin(one->disk, there->size, target->onto, error))
         return false;
     one->begun = true;
     one->is_new = vmf_disk_receive_is_new(one->disk);
@@ -134,6 +143,7 @@ static bool disks_setup(void *opaque, GError **error)
     VmfDiskTarget *target = opaque;
     const GArray *theirs = target->theirs->disks;
 
+    target->onto = target->theirs->features_required & VMF_FEATURE_BASES ? VMF_RECEIVE_ONTO_BASE : VMF_RECEIVE_ANEW;
     target->disks = g_new0(One, theirs->len + 1);
     target->indexes = g_new0(uint32_t, theirs->len + 1);
     for (guint i = 0; i < theirs->len; i++) {
@@ -229,13 +239,20 @@ static void flush(VmfDiskTarget *target, One *one)
     vmf_disk_submit(one->disk, &get_write(target, one, VMF_DISK_FLUSH, 0, 0)->request);
 }
 
+static bool check_alive(void *opaque, GError **error)
+{
+    VmfDiskTarget *target = opaque;
+
+    return vmf_session_check_cancelled(target->session, error);
+}
+
 /* ---- EXTENT ------------------------------------------------------------------------------------------------------ */
 
-static bool refuse(VmfErrorCode code, const VmfWireExtent *extent, const char *why, GError **error)
+static bool refuse(uint32_t type, VmfErrorCode code, const VmfWireExtent *extent, const char *why, GError **error)
 {
     g_set_error(error, VMF_ERROR, code,
-                "record EXTENT: disk %u, offset %" G_GUINT64_FORMAT ", length %" G_GUINT64_FORMAT ": %s", extent->disk,
-                extent->offset, extent->length, why);
+                "record %s: disk %u, offset %" G_GUINT64_FORMAT ", length %" G_GUINT64_FORMAT ": %s",
+                vmf_record_name(type), extent->disk, extent->offset, extent->length, why);
     return false;
 }
 
@@ -247,19 +264,18 @@ static One *find_disk(VmfDiskTarget *target, uint32_t index)
     return NULL;
 }
 
-static bool check_range(const One *one, const VmfWireExtent *extent, GError **error)
+static bool check_range(const One *one, uint32_t type, const VmfWireExtent *extent, uint64_t most, GError **error)
 {
     uint64_t end, size = one->proof.size;
 
     if (extent->length == 0 || __builtin_add_overflow(extent->offset, extent->length, &end) || end > size)
-        return refuse(VMF_ERROR_DISK_RANGE, extent, "does not lie in the disk", error);
+        return refuse(type, VMF_ERROR_DISK_RANGE, extent, "does not lie in the disk", error);
     if (extent->offset % VMF_GRANULE_BYTES || (end != size && end % VMF_GRANULE_BYTES))
-        return refuse(VMF_ERROR_DISK_RANGE, extent, "is not made of whole granules", error);
-    return extent->length <= (extent->flags & VMF_EXTENT_IS_ZERO ? VMF_EXTENT_ZERO_MAX : VMF_EXTENT_DATA_MAX) ||
-           refuse(VMF_ERROR_DISK_RANGE, extent, "is too long", error);
+        return refuse(type, VMF_ERROR_DISK_RANGE, extent, "is not made of whole granules", error);
+    return extent->length <= most || refuse(type, VMF_ERROR_DISK_RANGE, extent, "is too long", error);
 }
 
-static bool check_names(const One *one, const VmfWireExtent *extent, GError **error)
+static bool check_names(const One *one, uint32_t type, const VmfWireExtent *extent, GError **error)
 {
     uint64_t n = (extent->length + VMF_GRANULE_BYTES - 1) / VMF_GRANULE_BYTES;
     bool first;
@@ -267,7 +283,7 @@ static bool check_names(const One *one, const VmfWireExtent *extent, GError **er
     if (vmf_disk_proof_run(&one->proof, extent->offset / VMF_GRANULE_BYTES, n, &first) == n &&
         first == !!(extent->flags & VMF_EXTENT_FIRST))
         return true;
-    return refuse(VMF_ERROR_DISK_COUNTS, extent,
+    return refuse(type, VMF_ERROR_DISK_COUNTS, extent,
                   "a part of it was named before and is said not to be, or the other way", error);
 }
 
@@ -303,6 +319,14 @@ static bool take_data(VmfDiskTarget *target, One *one, const VmfWireExtent *exte
     return true;
 }
 
+static bool may_change(const VmfDiskTarget *target, One *one, GError **error)
+{
+    if (target->onto == VMF_RECEIVE_ANEW || one->changed)
+        return true;
+    one->changed = vmf_disk_receive_change(one->disk, one->proven, error);
+    return one->changed;
+}
+
 static bool take_extent(VmfDiskTarget *target, VmfRecordReader *reader, const VmfRecord *record, GError **error)
 {
     VmfWireExtent extent;
@@ -312,28 +336,69 @@ static bool take_extent(VmfDiskTarget *target, VmfRecordReader *reader, const Vm
         vmf_wire_extent_swap(&extent);
     One *one = find_disk(target, extent.disk);
     if (!one)
-        return refuse(VMF_ERROR_DISK_RANGE, &extent, "there is no such disk that is copied", error);
+        return refuse(VMF_RECORD_EXTENT, VMF_ERROR_DISK_RANGE, &extent, "there is no such disk that is copied", error);
     if (target->last)
-        return refuse(VMF_ERROR_RECORD_ORDER, &extent, "comes after the last DISK_SYNC", error);
+        return refuse(VMF_RECORD_EXTENT, VMF_ERROR_RECORD_ORDER, &extent, "comes after the last DISK_SYNC", error);
     if (extent.flags & ~(VMF_EXTENT_FIRST | VMF_EXTENT_IS_ZERO))
-        return refuse(VMF_ERROR_RECORD_BODY, &extent, "has unknown flags", error);
-    if (!check_range(one, &extent, error))
-        return false;
+        return refuse(VMF_RECORD_EXTENT, VMF_ERROR_RECORD_BODY, &extent, "has unknown flags", error);
     bool is_zero = extent.flags & VMF_EXTENT_IS_ZERO;
+    if (!check_range(one, VMF_RECORD_EXTENT, &extent, is_zero ? VMF_EXTENT_ZERO_MAX : VMF_EXTENT_DATA_MAX, error))
+        return false;
     if (reader->payload_left != (is_zero ? 0 : extent.length))
-        return refuse(VMF_ERROR_RECORD_BODY, &extent, "its payload is not so long", error);
-    return check_names(one, &extent, error) && check_writes(target, error) &&
+        return refuse(VMF_RECORD_EXTENT, VMF_ERROR_RECORD_BODY, &extent, "its payload is not so long", error);
+    return check_names(one, VMF_RECORD_EXTENT, &extent, error) && check_writes(target, error) && may_change(target, one, error) &&
            (is_zero ? take_zeros(target, one, &extent) : take_data(target, one, &extent, reader, error));
 }
 
-/* ---- DISK_SYNC --------------------------------------------------------------------------------------------------- */
+/* ---- BASE -------------------------------------------------------------------------------------------------------- */
 
-static bool check_alive(void *opaque, GError **error)
+static bool has_digest(const VmfDiskBase *base)
 {
-    VmfDiskTarget *target = opaque;
-
-    return vmf_session_check_cancelled(target->session, error);
+    for (uint32_t i = 0; i < base->n_digests; i++)
+        if (base->digests[i] != 0)
+            return true;
+    return false;
 }
+
+/* As an extent that is named first, with a digest for each granule. */
+static bool check_base(VmfDiskTarget *target, const VmfDiskBase *base, One **one, GError **error)
+{
+    VmfWireExtent extent = {base->disk, VMF_EXTENT_FIRST, base->offset, base->length};
+
+    *one = find_disk(target, base->disk);
+    if (!*one)
+        return refuse(VMF_RECORD_BASE, VMF_ERROR_DISK_RANGE, &extent, "there is no such disk that is copied", error);
+    if (target->onto == VMF_RECEIVE_ANEW || (*one)->changed || target->last)
+        return refuse(VMF_RECORD_BASE, VMF_ERROR_RECORD_ORDER, &extent,
+                      target->onto == VMF_RECEIVE_ANEW ? "the feature is not required" : "comes after an EXTENT", error);
+    if (!check_range(*one, VMF_RECORD_BASE, &extent, (uint64_t)VMF_BASE_GRANULES_MAX * VMF_GRANULE_BYTES, error))
+        return false;
+    if (!base->is_zero && base->n_digests != (base->length - 1) / VMF_GRANULE_BYTES + 1)
+        return refuse(VMF_RECORD_BASE, VMF_ERROR_RECORD_BODY, &extent, "it has not a digest for each granule", error);
+    return check_names(*one, VMF_RECORD_BASE, &extent, error);
+}
+
+static bool take_base(VmfDiskTarget *target, const VmfRecord *record, GError **error)
+{
+    VmfDiskBase base;
+    One *one;
+
+    if (!vmf_disk_base_decode(record, target->swap, &base, error))
+        return false;
+    bool good = check_base(target, &base, &one, error);
+    if (good && !target->ahead)
+        target->ahead = vmf_read_ahead_new(BUFFERS, error);
+    good = good && target->ahead &&
+           vmf_disk_base_compare(&one->proof, one->disk, target->ahead, &base, check_alive, target, error);
+    if (good) {
+        target->base_bytes += base.length;
+        one->proven = one->proven || has_digest(&base);
+    }
+    vmf_disk_base_clear(&base);
+    return good;
+}
+
+/* ---- DISK_SYNC --------------------------------------------------------------------------------------------------- */
 
 static bool verify(VmfDiskTarget *target, GError **error)
 {
@@ -408,9 +473,11 @@ static bool take_sync(VmfDiskTarget *target, const VmfRecord *record, GError **e
 
 static bool take_record(void *opaque, VmfRecordReader *reader, const VmfRecord *record, bool *taken, GError **error)
 {
-    *taken = record->type == VMF_RECORD_EXTENT || record->type == VMF_RECORD_DISK_SYNC;
+    *taken = record->type == VMF_RECORD_EXTENT || record->type == VMF_RECORD_DISK_SYNC || record->type == VMF_RECORD_BASE;
     if (record->type == VMF_RECORD_EXTENT)
         return take_extent(opaque, reader, record, error);
+    if (record->type == VMF_RECORD_BASE)
+        return take_base(opaque, record, error);
     return !*taken || take_sync(opaque, record, error);
 }
 
@@ -453,4 +520,5 @@ void vmf_disk_target_gather(const VmfDiskTarget *target, VmfStatistics *statisti
     statistics->disk_total_bytes = target->total_bytes;
     statistics->disk_sent_bytes = target->received_bytes;
     statistics->disk_zero_bytes = target->zero_bytes;
+    statistics->disk_base_bytes = target->base_bytes;
 }

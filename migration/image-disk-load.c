@@ -260,7 +260,7 @@ static bool begin(One *one, GError **error)
 
     one->disk = here->ops.disk(here->opaque); /* the check of the static data has found both */
     one->size_bytes = there->size;
-    if (!vmf_disk_receive_begin(one->disk, one->size_bytes, error))
+    if (!vmf_disk_receive_begin(one->disk, one->size_bytes, VMF_RECEIVE_ANEW, error))
         return false;
     one->begun = true;
     one->load->total_bytes += one->size_bytes;

@@ -628,6 +628,8 @@ static const char *fault_of(const VmfSaveOptions *options, const VmfParameters *
         return "point in time: the guest runs on while it is written: it is not stopped first, nor stays stopped, nor waits before it";
     if (options->point_in_time && parameters->verify_disks)
         return "point in time: a disk that the guest has written since cannot be compared with what it was";
+    if (parameters->incremental_bitmap && *parameters->incremental_bitmap)
+        return "incremental: an image has a parent, not a base";
     return NULL;
 }
 

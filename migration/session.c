@@ -27,6 +27,8 @@ VmfSession *vmf_session_new(VmfGuest *guest, const VmfParameters *parameters, co
         session->parameters.machine = session->machine;
         session->parameters.peer = session->peer;
         session->parameters.copy_disks = session->copy_disks;
+        session->incremental_bitmap = g_strdup(session->parameters.incremental_bitmap);
+        session->parameters.incremental_bitmap = session->incremental_bitmap;
     }
     if (ops)
         vmf_ops_copy(&session->ops, sizeof(session->ops), ops, sizeof(size_t));
@@ -81,6 +83,7 @@ void vmf_session_free(VmfSession *session)
     g_free(session->machine);
     g_free(session->peer);
     g_free(session->copy_disks);
+    g_free(session->incremental_bitmap);
     g_free(session->hold);
     pthread_cond_destroy(&session->changed);
     pthread_mutex_destroy(&session->lock);

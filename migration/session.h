@@ -30,7 +30,7 @@ struct VmfSession {
     VmfConnector *connector; /* source; not owned */
     VmfListener *listener;   /* target; not owned */
     VmfParameters parameters;
-    char *host_name, *machine, *peer, *copy_disks; /* copies, for the parameters */
+    char *host_name, *machine, *peer, *copy_disks, *incremental_bitmap; /* copies, for the parameters */
     GError *parameters_error;
     VmfSessionOps ops;
     void *opaque;

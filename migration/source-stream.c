@@ -66,6 +66,8 @@ static void describe(VmfSource *source)
         used |= VMF_FEATURE_AUDIT_BEFORE;
     if (source->disks.n_disks > 0)
         used |= VMF_FEATURE_DISKS;
+    if (source->disks.bitmap)
+        used |= VMF_FEATURE_BASES;
     vmf_source_describe(source, used, wanted_channels(source));
     vmf_static_data_add_disks(source->static_data, session->guest, is_copied, &source->disks);
 }

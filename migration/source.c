@@ -77,7 +77,8 @@ void vmf_source_describe(VmfSource *source, uint64_t features, uint32_t page_cha
     VmfStaticData *data = vmf_static_data_of(source->session->guest, source->owners);
 
     data->features_offered = features;
-    data->features_required = features & (VMF_FEATURE_SUMS | VMF_FEATURE_ACKS | VMF_FEATURE_AUDIT_BEFORE | VMF_FEATURE_DISKS);
+    data->features_required = features & (VMF_FEATURE_SUMS | VMF_FEATURE_ACKS | VMF_FEATURE_AUDIT_BEFORE | VMF_FEATURE_DISKS |
+                                            VMF_FEATURE_BASES);
     data->page_channels = page_channels;
     data->host = g_strdup(source->session->host_name);
     source->static_data = data;

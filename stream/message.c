@@ -109,6 +109,45 @@ bool vmf_disk_sync_decode(const VmfRecord *record, bool swap, uint32_t n_disks, 
     return false;
 }
 
+void vmf_disk_base_clear(VmfDiskBase *message)
+{
+    g_clear_pointer(&message->digests, g_free);
+}
+
+bool vmf_disk_base_send(VmfRecordWriter *writer, const VmfDiskBase *message, GError **error)
+{
+    VmfPack pack = begin(writer);
+
+    vmf_pack_u32(&pack, message->disk);
+    vmf_pack_u32(&pack, message->is_zero ? VMF_BASE_IS_ZERO : 0);
+    vmf_pack_u64(&pack, message->offset);
+    vmf_pack_u64(&pack, message->length);
+    for (uint32_t i = 0; i < message->n_digests; i++)
+        vmf_pack_u64(&pack, message->digests[i]);
+    return end(writer, VMF_RECORD_BASE, &pack, true, error);
+}
+
+bool vmf_disk_base_decode(const VmfRecord *record, bool swap, VmfDiskBase *out, GError **error)
+{
+    VmfUnpack unpack = unpack_of(record, swap);
+
+    *out = (VmfDiskBase){.disk = vmf_unpack_u32(&unpack)};
+    uint32_t flags = vmf_unpack_u32(&unpack);
+    out->is_zero = flags & VMF_BASE_IS_ZERO;
+    out->offset = vmf_unpack_u64(&unpack);
+    out->length = vmf_unpack_u64(&unpack);
+    size_t n = unpack.left / 8;
+    unpack.failed |= flags & ~VMF_BASE_IS_ZERO || n > VMF_BASE_GRANULES_MAX || (out->is_zero && n > 0);
+    out->n_digests = unpack.failed ? 0 : (uint32_t)n;
+    out->digests = g_new0(uint64_t, out->n_digests + 1);
+    for (uint32_t i = 0; i < out->n_digests; i++)
+        out->digests[i] = vmf_unpack_u64(&unpack);
+    if (finished(&unpack, record, error))
+        return true;
+    vmf_disk_base_clear(out);
+    return false;
+}
+
 bool vmf_empty_check(const VmfRecord *record, GError **error)
 {
     VmfUnpack unpack = unpack_of(record, false);

@@ -147,6 +147,18 @@ bool vmf_disk_sync_send(VmfRecordWriter *writer, uint32_t type, const VmfDiskSyn
 bool vmf_disk_sync_decode(const VmfRecord *record, bool swap, uint32_t n_disks, const uint32_t *disks, VmfDiskSync *out, GError **error);
 void vmf_disk_sync_clear(VmfDiskSync *message);
 
+/* BASE: what the disk has where the target's base is to have the same. */
+typedef struct {
+    uint32_t disk;
+    bool is_zero;
+    uint64_t offset, length; /* bytes, as they are in the record */
+    uint32_t n_digests;      /* none where it is zero; at most VMF_BASE_GRANULES_MAX */
+    uint64_t *digests;       /* owned where it was decoded */
+} VmfDiskBase;
+bool vmf_disk_base_send(VmfRecordWriter *writer, const VmfDiskBase *message, GError **error);
+bool vmf_disk_base_decode(const VmfRecord *record, bool swap, VmfDiskBase *out, GError **error);
+void vmf_disk_base_clear(VmfDiskBase *message);
+
 /* A record that has to be empty. */
 bool vmf_empty_check(const VmfRecord *record, GError **error);
 

@@ -336,6 +336,8 @@ bool vmf_static_data_check(const VmfStaticData *data, GError **error)
 
     for (guint i = 0; i < data->disks->len; i++)
         copied |= g_array_index(data->disks, VmfStaticDisk, i).flags & VMF_WIRE_DISK_COPIED;
+    if (data->features_required & VMF_FEATURE_BASES && !copied)
+        return bad_body(VMF_RECORD_FEATURES, "bases, though no disk is copied", error);
     return !copied || data->features_required & VMF_FEATURE_DISKS ||
            bad_body(VMF_RECORD_GUEST_DISK, "copied, though the feature is not required", error);
 }

@@ -55,6 +55,7 @@
     X(VMF_RECORD_PING, 0x2D, "PING")                                                                                            \
     X(VMF_RECORD_INQUIRE, 0x2E, "INQUIRE")                                                                                      \
     X(VMF_RECORD_CONFIRM, 0x2F, "CONFIRM")                                                                                      \
+    X(VMF_RECORD_BASE, 0x30, "BASE")                                                                                            \
     X(VMF_RECORD_END, 0x3F, "END")                                                                                              \
     X(VMF_RECORD_VERDICT, 0x40, "VERDICT")                                                                                      \
     X(VMF_RECORD_TARGET_HOST, 0x80000041u, "TARGET_HOST")                                                                       \
@@ -105,9 +106,10 @@ const char *vmf_record_name(uint32_t type);
 #define VMF_FEATURE_AUDIT_BEFORE (UINT64_C(1) << 3)
 #define VMF_FEATURE_REPORT (UINT64_C(1) << 4)
 #define VMF_FEATURE_DISKS (UINT64_C(1) << 5)
+#define VMF_FEATURE_BASES (UINT64_C(1) << 6)
 #define VMF_FEATURES_KNOWN                                                                                                      \
     (VMF_FEATURE_ACKS | VMF_FEATURE_SUMS | VMF_FEATURE_HINTS | VMF_FEATURE_AUDIT_BEFORE | VMF_FEATURE_REPORT | \
-     VMF_FEATURE_DISKS)
+     VMF_FEATURE_DISKS | VMF_FEATURE_BASES)
 
 #define VMF_SECTION_FIRST (1u << 0)
 #define VMF_SECTION_LAST (1u << 1)
@@ -123,6 +125,8 @@ const char *vmf_record_name(uint32_t type);
 #define VMF_EXTENT_ZERO_MAX (UINT64_C(1) << 36) /* octets, without one */
 #define VMF_EXTENT_FIRST (1u << 0)
 #define VMF_EXTENT_IS_ZERO (1u << 1)
+#define VMF_BASE_IS_ZERO (1u << 0)
+#define VMF_BASE_GRANULES_MAX 1024u /* of one record: 64 MiB */
 #define VMF_DISK_SYNC_LAST (1u << 0)
 #define VMF_DISK_SYNC_VERIFY (1u << 1)
 #define VMF_DISK_SYNC_WRITTEN (1u << 2)

@@ -403,11 +403,11 @@ static void test_copy_under_way_is_in_use(void **state)
     assert_true(one && two);
     assert_int_equal(vmf_disk_size(one), 0);
     assert_false(vmf_disk_acquire(one, NULL));
-    assert_true(vmf_disk_receive_begin(one, MIB, NULL));
-    assert_false(vmf_disk_receive_begin(two, MIB, &error));
+    assert_true(vmf_disk_receive_begin(one, MIB, VMF_RECEIVE_ANEW, NULL));
+    assert_false(vmf_disk_receive_begin(two, MIB, VMF_RECEIVE_ANEW, &error));
     assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_LOCKED));
     vmf_disk_receive_end(one, VMF_RECEIVE_DROPPED);
-    assert_true(vmf_disk_receive_begin(two, MIB, NULL));
+    assert_true(vmf_disk_receive_begin(two, MIB, VMF_RECEIVE_ANEW, NULL));
     vmf_disk_receive_end(two, VMF_RECEIVE_DROPPED);
 }
 
@@ -422,7 +422,7 @@ static void test_what_is_replaced_comes_back(void **state)
     write_file(rig, "there", "kept", 4, MIB);
     disk = vmf_disk_open("disk", &options, NULL);
     for (unsigned end = 0; end < 2; end++) {
-        assert_true(vmf_disk_receive_begin(disk, MIB, NULL));
+        assert_true(vmf_disk_receive_begin(disk, MIB, VMF_RECEIVE_ANEW, NULL));
         assert_true(vmf_disk_receive_is_new(disk) && exists(rig, "there.partial"));
         g_autofree char *before = content_of(rig, "there", MIB);
         assert_memory_equal(before, "kept", 4);

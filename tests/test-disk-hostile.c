@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What a target makes of EXTENT and DISK_SYNC records, good and bad, one at a time: the owner of copied disks is fed by
+/* What a target makes of EXTENT, BASE and DISK_SYNC records, good and bad, one at a time: the owner of copied disks is fed by
  * hand. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -25,6 +25,7 @@ static const VmfStreamFormat swapped = {.version = 3, .swap = true};
 typedef struct {
     char *directory, *path;
     VmfDisk *disk;
+    bool with_base; /* of which the next stream says that it is there */
     VmfGuest *guest;
     VmfSession *session;
     VmfStaticData *theirs;
@@ -71,6 +72,7 @@ static void begin(World *world, VmfStreamFormat as)
     world->theirs = vmf_static_data_new();
     vmf_static_data_add_disk(world->theirs, &shared);
     vmf_static_data_add_disk(world->theirs, &copied);
+    world->theirs->features_required = VMF_FEATURE_DISKS | (world->with_base ? VMF_FEATURE_BASES : 0);
     world->target = vmf_disk_target_new(world->session);
     world->owner = vmf_disk_target_owner(world->target);
     vmf_disk_target_begin(world->target, world->theirs, as.swap, world->answers);
@@ -344,6 +346,153 @@ static void test_verify_finds_what_the_storage_lost(void **state)
     end(world, false);
 }
 
+/* ---- bases ------------------------------------------------------------------------------------------------------- */
+
+/* Data in the first half of it, then zeros, then the last sector. */
+static uint8_t *make_base(World *world)
+{
+    uint8_t *content = g_malloc0(SIZE);
+
+    memcpy(content, world->data, 10 * GRANULE);
+    memcpy(content + 20 * GRANULE, world->data, 512);
+    assert_true(g_file_set_contents(world->path, (char *)content, SIZE, NULL));
+    world->with_base = true;
+    return content;
+}
+
+static bool send_base(World *world, const VmfDiskBase *base)
+{
+    assert_true(vmf_disk_base_send(world->writer, base, NULL));
+    assert_true(vmf_record_flush(world->writer, NULL));
+    return take(world);
+}
+
+/* What @content has there. */
+static bool base(World *world, const uint8_t *content, uint64_t offset, uint64_t length)
+{
+    uint64_t digests[32];
+    VmfDiskBase message = {.disk = 1, .offset = offset, .length = length, .digests = digests};
+    VmfDiskProof proof;
+
+    assert_true(vmf_disk_proof_init(&proof, "root", SIZE, NULL));
+    message.n_digests = (uint32_t)((length - 1) / GRANULE + 1);
+    for (uint32_t i = 0; i < message.n_digests; i++)
+        digests[i] = vmf_disk_proof_digest_of(&proof, content + offset + i * GRANULE,
+                                              MIN(GRANULE, length - i * GRANULE));
+    vmf_disk_proof_clear(&proof);
+    return send_base(world, &message);
+}
+
+static bool zero_base(World *world, uint64_t offset, uint64_t length)
+{
+    return send_base(world, &(VmfDiskBase){.disk = 1, .is_zero = true, .offset = offset, .length = length});
+}
+
+static void onto_a_base(World *world, VmfStreamFormat as)
+{
+    g_autofree uint8_t *content = make_base(world);
+    g_autofree char *found = NULL, *partial = g_strconcat(world->path, ".partial", NULL);
+    gsize length;
+
+    begin(world, as);
+    assert_true(base(world, content, 0, 3 * GRANULE) && base(world, content, 8 * GRANULE, 4 * GRANULE) &&
+                zero_base(world, 13 * GRANULE, 2 * GRANULE) && base(world, content, 20 * GRANULE, 512));
+    assert_true(g_file_test(world->path, G_FILE_TEST_EXISTS));
+    assert_true(data(world, 3 * GRANULE, 5 * GRANULE, true));
+    assert_true(!g_file_test(world->path, G_FILE_TEST_EXISTS) && g_file_test(partial, G_FILE_TEST_EXISTS));
+    assert_true(zeros(world, 12 * GRANULE, GRANULE, true) && data(world, 15 * GRANULE, 5 * GRANULE, true) &&
+                zeros(world, 0, GRANULE, false) && data(world, 13 * GRANULE, GRANULE, false));
+    memcpy(content + 3 * GRANULE, world->data, 5 * GRANULE);
+    memcpy(content + 15 * GRANULE, world->data, 5 * GRANULE);
+    memset(content, 0, GRANULE);
+    memcpy(content + 13 * GRANULE, world->data, GRANULE);
+    if (!sync_as(world, VMF_DISK_SYNC_LAST | VMF_DISK_SYNC_VERIFY, sum_of(world, content)))
+        fail_msg("%s", world->error->message);
+    assert_true(world->owner.records->arrived(world->owner.opaque, NULL));
+    end(world, true);
+    assert_true(g_file_get_contents(world->path, &found, &length, NULL));
+    assert_int_equal(length, SIZE);
+    assert_memory_equal(found, content, SIZE);
+    assert_false(g_file_test(partial, G_FILE_TEST_EXISTS));
+}
+
+static void test_onto_a_base(void **state)
+{
+    onto_a_base(*state, format);
+}
+
+static void test_onto_a_base_in_the_other_order(void **state)
+{
+    onto_a_base(*state, swapped);
+}
+
+static void test_bad_bases(void **state)
+{
+    static uint64_t digests[VMF_BASE_GRANULES_MAX + 1];
+    static const struct {
+        VmfDiskBase base;
+        VmfErrorCode code;
+    } bad[] = {
+        {{0, true, 0, GRANULE, 0, NULL}, VMF_ERROR_DISK_RANGE}, /* it is shared */
+        {{2, true, 0, GRANULE, 0, NULL}, VMF_ERROR_DISK_RANGE},
+        {{1, true, 0, 0, 0, NULL}, VMF_ERROR_DISK_RANGE},
+        {{1, true, 0, 512, 0, NULL}, VMF_ERROR_DISK_RANGE},
+        {{1, true, 512, GRANULE, 0, NULL}, VMF_ERROR_DISK_RANGE},
+        {{1, true, 20 * GRANULE, GRANULE, 0, NULL}, VMF_ERROR_DISK_RANGE}, /* past the end */
+        {{1, true, UINT64_MAX - GRANULE + 1, 2 * GRANULE, 0, NULL}, VMF_ERROR_DISK_RANGE},
+        {{1, false, 0, GRANULE, 0, NULL}, VMF_ERROR_RECORD_BODY}, /* without a digest, or with too many */
+        {{1, false, 0, GRANULE, 2, digests}, VMF_ERROR_RECORD_BODY},
+        {{1, true, 10 * GRANULE, GRANULE, 1, digests}, VMF_ERROR_RECORD_BODY},
+        {{1, false, 0, SIZE, VMF_BASE_GRANULES_MAX + 1, digests}, VMF_ERROR_RECORD_BODY},
+        {{1, false, 0, GRANULE, 1, digests}, VMF_ERROR_DISK_BASE}, /* there is data */
+        {{1, true, 9 * GRANULE, 2 * GRANULE, 0, NULL}, VMF_ERROR_DISK_BASE},
+        {{1, true, 20 * GRANULE, 512, 0, NULL}, VMF_ERROR_DISK_BASE},
+    };
+    World *world = *state;
+    g_autofree uint8_t *content = make_base(world);
+    g_autofree char *after = NULL;
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(bad); i++) {
+        begin(world, format);
+        refused(world, send_base(world, &bad[i].base), bad[i].code);
+        end(world, false);
+    }
+    assert_true(g_file_get_contents(world->path, &after, NULL, NULL));
+    assert_memory_equal(after, content, SIZE);
+}
+
+static void test_bases_out_of_order(void **state)
+{
+    World *world = *state;
+    g_autofree uint8_t *content = make_base(world);
+
+    begin(world, format);
+    assert_true(base(world, content, 0, 4 * GRANULE));
+    refused(world, base(world, content, 3 * GRANULE, GRANULE), VMF_ERROR_DISK_COUNTS);
+    end(world, false);
+    begin(world, format);
+    assert_true(base(world, content, 0, 4 * GRANULE));
+    refused(world, data(world, 3 * GRANULE, 2 * GRANULE, true), VMF_ERROR_DISK_COUNTS);
+    end(world, false);
+    begin(world, format);
+    assert_true(base(world, content, 0, SIZE) && sync_as(world, VMF_DISK_SYNC_LAST, sum_of(world, content)));
+    refused(world, base(world, content, 0, GRANULE), VMF_ERROR_RECORD_ORDER);
+    end(world, false);
+    assert_true(g_file_test(world->path, G_FILE_TEST_EXISTS)); /* nothing of it was changed */
+    begin(world, format);
+    assert_true(base(world, content, 0, 4 * GRANULE) && data(world, 4 * GRANULE, GRANULE, true));
+    refused(world, base(world, content, 5 * GRANULE, GRANULE), VMF_ERROR_RECORD_ORDER);
+    end(world, false);
+    begin(world, format); /* what is left of that */
+    assert_true(base(world, content, 0, 4 * GRANULE));
+    refused(world, sync_as(world, VMF_DISK_SYNC_LAST, 1), VMF_ERROR_DISK_SUM);
+    end(world, false);
+    world->with_base = false;
+    begin(world, format);
+    refused(world, zero_base(world, 0, GRANULE), VMF_ERROR_RECORD_ORDER);
+    end(world, false);
+}
+
 #define world_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -352,6 +501,8 @@ int main(void)
         world_test(test_it_arrives), world_test(test_it_arrives_in_the_other_order),
         world_test(test_ranges),     world_test(test_overlaps),
         world_test(test_syncs),      world_test(test_verify_finds_what_the_storage_lost),
+        world_test(test_onto_a_base), world_test(test_onto_a_base_in_the_other_order),
+        world_test(test_bad_bases),  world_test(test_bases_out_of_order),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);

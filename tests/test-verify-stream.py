@@ -129,61 +129,6 @@ def test_golden_files():
         check('%s: counter is a device' % name, [s.is_device for s in verifier.main.sections.sections] == [True, False])
 
 
-def disks(name, id, **parts):
-    """Plants a fault among the records of disks; both byte orders."""
-    for big_endian in (False, True):
-        made = golden.disk_plan()
-        made.update({n.replace('_', ' '): part or (lambda s: None) for n, part in parts.items()})
-        expect('%s, %s' % (name, 'be' if big_endian else 'le'), id, write(made, 3, big_endian).octets())
-
-
-def extents(*records):
-    """The golden disk in two extents, with @records ahead of its last DISK_SYNC."""
-    def part(s):
-        s.extent(0, 0, golden.granule(1))
-        s.extent(0, wire.GRANULE, length=golden.DISK_SIZE - wire.GRANULE)
-        for one in records:
-            one(s)
-        s.disk_sync(1, wire.SYNC_LAST)
-    return part
-
-
-def test_disks():
-    g, size = wire.GRANULE, golden.DISK_SIZE
-    for name, (version, big_endian) in golden.DISK_FILES.items():
-        with open(os.path.join(ROOT, 'tests', 'golden', name), 'rb') as file:
-            octets = file.read()
-        check('%s is what make-golden writes' % name, octets == golden.golden_disk_stream(version, big_endian).octets())
-        report, verifier = findings(octets)
-        check('%s is clean' % name, not report.findings and not report.notes, report.findings)
-        check('%s: sent' % name, verifier.main.disks.copies[0].data_octets == 4 * g + 512)
-    disks('extents', None, extents=extents())
-    disks('a disk twice', 'static.duplicate', disks=lambda s: (s.guest_disk('a', 512), s.guest_disk('a', 512)), extents=None)
-    disks('index of a disk', 'stream.record-body', disks=lambda s: s.guest_disk('a', 512, index=1), extents=None)
-    disks('size of a disk', 'stream.record-body', disks=lambda s: s.guest_disk('a', 513), extents=None)
-    disks('a disk too large to be copied', 'stream.record-body', disks=lambda s: s.guest_disk('a', (1 << 46) + 512), extents=None)
-    disks('zeros at once', 'disk.range', disks=lambda s: s.guest_disk('a', 1 << 37), extents=lambda s: s.extent(0, 0, length=(1 << 36) + g))
-    disks('sector of a disk', 'stream.record-body', disks=lambda s: s.guest_disk('a', 1024, sector=1024), extents=None)
-    disks('copied without the feature', 'stream.record-body', features=golden.features)
-    disks('a disk that is shared', 'disk.range', extents=extents(lambda s: s.extent(1, 0, bytes(g), first=False)))
-    disks('a disk that is not there', 'disk.range', extents=extents(lambda s: s.extent(2, 0, bytes(g), first=False)))
-    disks('past the end', 'disk.range', extents=extents(lambda s: s.extent(0, 5 * g, length=g, first=False)))
-    disks('an offset that overflows', 'disk.range', extents=extents(lambda s: s.extent(0, 2**64 - g, length=2 * g, first=False)))
-    disks('half a granule', 'disk.range', extents=extents(lambda s: s.extent(0, 0, bytes(g // 2), first=False)))
-    disks('between granules', 'disk.range', extents=extents(lambda s: s.extent(0, 512, length=g, first=False)))
-    disks('nothing', 'disk.range', extents=extents(lambda s: s.extent(0, 0, length=0, first=False)))
-    disks('unknown flags', 'stream.record-body', extents=extents(lambda s: s.extent(0, 0, length=g, flags=6)))
-    disks('zeros with a payload', 'stream.record-body', extents=extents(lambda s: s.extent(0, 0, golden.granule(1), flags=2)))
-    disks('overlapping', 'disk.counts', extents=extents(lambda s: s.extent(0, 0, golden.granule(1))))
-    disks('never named', 'disk.counts', extents=lambda s: (s.extent(0, 0, bytes(g)), s.disk_sync(1, wire.SYNC_LAST)))
-    disks('not first, though never named', 'disk.counts', extents=lambda s: s.extent(0, 0, bytes(g), first=False))
-    disks('sum', 'disk.sum', extents=extents(lambda s: s.disk_sync(7, sums=1)))
-    disks('verify without last', 'stream.record-body', extents=extents(lambda s: s.disk_sync(7, wire.SYNC_VERIFY)))
-    disks('an extent after the last', 'stream.record-order', state=lambda s: (s.extent(0, 0, length=g, first=False), golden.state(s)))
-    disks('no last DISK_SYNC', 'stream.record-order', extents=lambda s: s.extent(0, 0, length=size))
-    plant('DISK_SYNC without disks', 'stream.record-order', ahead('state', lambda s: s.disk_sync(1)))
-
-
 def test_headers():
     for version in (0, 1, 4):
         surgery('version %d' % version, 'stream.version', 'image header',

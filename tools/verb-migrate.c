@@ -17,7 +17,7 @@ static const char description[] = "Moves the guest of machine NAME, running, to 
 
 typedef struct {
     char *channels, *downtime_limit, *max_bandwidth, *audit, *stream_version, *switchover_timeout, *timeout, *then;
-    char *disks, *bitmaps, *disk_latency_goal;
+    char *disks, *incremental, *bitmaps, *disk_latency_goal;
     gboolean dry_run, one_way, keep, detach, pause, insecure, verify_disks, mirror;
     int progress_fd;
 } Options;
@@ -33,7 +33,7 @@ static void clear(Migrate *migrate)
     Options *o = &migrate->options;
     char *strings[] = {o->channels,       o->downtime_limit,     o->max_bandwidth, o->audit,
                        o->stream_version, o->switchover_timeout, o->timeout,       o->then,          o->disks,
-                       o->bitmaps,        o->disk_latency_goal};
+                       o->incremental,    o->bitmaps,            o->disk_latency_goal};
 
     for (size_t i = 0; i < G_N_ELEMENTS(strings); i++)
         g_free(strings[i]);
@@ -69,6 +69,8 @@ static bool parse_options(Migrate *migrate, int argc, char **argv, int *exit_cod
          "TIME"},
         {"disks", 0, 0, G_OPTION_ARG_STRING, &o->disks,
          "Copy these disks with the guest: all, none, or names; the others are shared (none)", "NAME,…"},
+        {"incremental", 0, 0, G_OPTION_ARG_STRING, &o->incremental,
+         "The target has a base of these disks: send what this bitmap of each has, compare the rest", "BITMAP"},
         {"bitmaps", 0, 0, G_OPTION_ARG_STRING, &o->bitmaps,
          "Dirty bitmaps move with the guest: all, none, or a mapping in JSON (none)", "WHICH"},
         {"disk-latency-goal", 0, 0, G_OPTION_ARG_STRING, &o->disk_latency_goal,
@@ -111,6 +113,8 @@ static json_t *parameters_of(const Options *o, GError **error)
         json_object_set_new(parameters, "x-vmferry-pause-before-switchover", json_true());
     if (parameters && o->disks)
         json_object_set_new(parameters, "x-vmferry-disks", json_string(o->disks));
+    if (parameters && o->incremental)
+        json_object_set_new(parameters, "x-vmferry-incremental-bitmap", json_string(o->incremental));
     if (parameters && o->mirror)
         json_object_set_new(parameters, "x-vmferry-mirror-disks", json_true());
     if (parameters && o->verify_disks)
@@ -122,6 +126,10 @@ static bool check_options(const Migrate *migrate, GError **error)
 {
     const Options *o = &migrate->options;
 
+    if (o->incremental && (!o->disks || strcmp(o->disks, "none") == 0)) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "migrate: --incremental: no disk is copied; it is for --disks");
+        return false;
+    }
     if (!o->then || o->one_way || g_str_has_prefix(migrate->uri, "file:"))
         return vmf_outgoing_check("migrate", o->then, o->audit, o->progress_fd, error);
     g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,

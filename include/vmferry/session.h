@@ -157,6 +157,12 @@ typedef struct {
      */
     uint64_t disk_latency_goal_ns;
     bool mirror_disks; /* after the first pass a write of the guest ends when both ends have it, so that it cannot outrun the copy */
+    /*
+     * The target has a base of each disk that is copied, and this bitmap of each of them has what differs from it (vmferry/bitmap.h): that
+     * is sent, the rest is compared with the base by digests, at both ends read from storage, and the first difference fails the
+     * migration while nothing of the base has been changed. The bitmap is read, and stays as it is. NULL or "": there is no base. Copied.
+     */
+    const char *incremental_bitmap;
 } VmfParameters;
 
 /* Fills in the defaults: 2 channels, 20 ms, no bandwidth limit, audit after, version 3, … A larger library fills no more than the
@@ -241,6 +247,7 @@ typedef struct {
     unsigned disk_depth;           /* source: reads at once, at most: less than the most where a latency goal asks for it */
     uint64_t disk_mirrored_writes; /* of the guest, that ended at both ends */
     uint64_t downtime_disk_ns;     /* of the downtime: the last extents read and sent, and verified where that is asked for */
+    uint64_t disk_base_bytes;      /* compared with the target's base, and not sent for that */
 } VmfStatistics;
 
 /* ---- sessions -------------------------------------------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Copied disks: what EXTENT, DISK_SYNC and DISK_SYNCED say, and the digests that they leave."""
+"""Copied disks: what EXTENT, BASE, DISK_SYNC and DISK_SYNCED say, and the digests that they leave."""
 
 from . import wire
 from .faults import require
@@ -22,6 +22,8 @@ class Copy:
         self.mixed = {}                              # granule -> its share of the sum, where that is not 0
         self.named = bytearray(self.granules)
         self.data_octets = 0
+        self.base_octets = 0
+        self.changed = False                         # an EXTENT has come
         self.total = 0
 
     def put(self, granule, digest):
@@ -32,11 +34,26 @@ class Copy:
 
 
 class Disks:
-    def __init__(self, disks):
+    def __init__(self, disks, bases=False):
+        self.bases = bases       # the target has one of each
         self.copies = {d.index: Copy(d) for d in disks if d.copied}
         self.syncs = {}          # cookie -> sums
         self.answered = set()
         self.last = False
+
+    def _granules(self, copy, offset, length, most):
+        """Those of a range that has to be made of whole ones."""
+        end, size = offset + length, copy.disk.size
+        require(length > 0 and end <= size, 'disk.range', 'octets %d to %d of a disk of %d' % (offset, end, size))
+        require(offset % wire.GRANULE == 0 and (end == size or end % wire.GRANULE == 0), 'disk.range',
+                'octets %d to %d are not whole granules' % (offset, end))
+        require(length <= most, 'disk.range', '%d octets at once' % length)
+        return range(offset // wire.GRANULE, -(-end // wire.GRANULE))
+
+    @staticmethod
+    def _check_named(copy, granules, first):
+        require(all(copy.named[g] != first for g in granules), 'disk.counts',
+                'a granule from %d to %d was named before, or was not' % (granules[0], granules[-1]))
 
     def read_extent(self, body):
         index, flags, offset, length = body.take('IIQQ')
@@ -44,20 +61,31 @@ class Disks:
         require(not self.last, 'stream.record-order', 'after the last DISK_SYNC')
         require(not flags & ~(wire.EXTENT_FIRST | wire.EXTENT_ZERO), 'stream.record-body', 'unknown flags 0x%x' % flags)
         copy, zero = self.copies[index], bool(flags & wire.EXTENT_ZERO)
-        end, size = offset + length, copy.disk.size
-        require(length > 0 and end <= size, 'disk.range', 'octets %d to %d of a disk of %d' % (offset, end, size))
-        require(offset % wire.GRANULE == 0 and (end == size or end % wire.GRANULE == 0), 'disk.range',
-                'octets %d to %d are not whole granules' % (offset, end))
-        require(length <= (wire.MAX_ZERO_EXTENT if zero else wire.MAX_EXTENT), 'disk.range', '%d octets at once' % length)
+        granules = self._granules(copy, offset, length, wire.MAX_ZERO_EXTENT if zero else wire.MAX_EXTENT)
         require(body.left() == (0 if zero else length), 'stream.record-body', 'a payload of %d octets' % body.left())
-        granules = range(offset // wire.GRANULE, -(-end // wire.GRANULE))
-        require(all(copy.named[g] != bool(flags & wire.EXTENT_FIRST) for g in granules), 'disk.counts',
-                'a granule from %d to %d was named before, or was not' % (granules[0], granules[-1]))
+        self._check_named(copy, granules, bool(flags & wire.EXTENT_FIRST))
+        copy.changed = True
         payload = body.octets[wire.EXTENT_FIXED:]
         for n, granule in enumerate(granules):
             copy.named[granule] = 1
             copy.put(granule, 0 if zero else granule_digest(payload[n * wire.GRANULE:(n + 1) * wire.GRANULE]))
         copy.data_octets += 0 if zero else length
+
+    def read_base(self, body):
+        index, flags, offset, length = body.take('IIQQ')
+        require(self.bases, 'stream.record-order', 'the feature is not required')
+        require(index in self.copies, 'disk.range', 'disk %d, which is not copied' % index)
+        require(not flags & ~wire.BASE_ZERO, 'stream.record-body', 'unknown flags 0x%x' % flags)
+        copy = self.copies[index]
+        require(not copy.changed and not self.last, 'stream.record-order', 'after an EXTENT of its disk')
+        granules = self._granules(copy, offset, length, wire.MAX_BASE)
+        require(body.left() == (0 if flags & wire.BASE_ZERO else 8 * len(granules)), 'stream.record-body',
+                '%d octets of digests for %d granules' % (body.left(), len(granules)))
+        self._check_named(copy, granules, True)
+        for granule in granules:
+            copy.named[granule] = 1
+            copy.put(granule, 0 if flags & wire.BASE_ZERO else body.take('Q')[0])
+        copy.base_octets += length
 
     def _sums(self, body):
         cookie, count, flags = body.take('QII')

@@ -85,10 +85,12 @@ class MainChannel:
     def _end_static_data(self, offset, place):
         self.static_end = offset
         self.sections = Sections(self.static.sections or [], self.order)
-        self.disks = Disks(self.static.disks)
+        self.disks = Disks(self.static.disks, self.static.has_bases())
         copied = self.static.copies_without_feature()
         if copied:
             self.report.add(place, 'stream.record-body', 'disk %s is copied, the feature is not required' % copied)
+        if self.static.has_bases() and not self.disks.copies:
+            self.report.add(place, 'stream.record-body', 'bases, though no disk is copied')
         for name in self.static.missing():
             self.report.add(place, 'stream.record-order', 'static data ends without %s' % name)
 
@@ -144,6 +146,10 @@ class MainChannel:
     def _read_extent(self, record, body):
         self._before_switchover()
         self.disks.read_extent(body)
+
+    def _read_base(self, record, body):
+        self._before_switchover()
+        self.disks.read_base(body)
 
     def _read_disk_sync(self, record, body):
         self._before_switchover()
@@ -210,6 +216,6 @@ class MainChannel:
 
     _readers = {wire.PREFLIGHT: _read_preflight, wire.PAGE_CHANNELS: _read_page_channels, wire.PAGES: _read_page_record,
                 wire.HINT: _read_page_record, wire.END_MARK: _read_page_record, wire.SECTION: _read_section,
-                wire.EXTENT: _read_extent, wire.DISK_SYNC: _read_disk_sync,
+                wire.EXTENT: _read_extent, wire.BASE: _read_base, wire.DISK_SYNC: _read_disk_sync,
                 wire.ROUND: _read_round, wire.SWITCHOVER: _read_switchover, wire.RUN: _read_decision,
                 wire.ABORT: _read_decision, wire.QUERY: _read_query, wire.PING: _read_ping, wire.END: _read_end}

@@ -76,6 +76,9 @@ class StaticData:
         body.done()
         self.disks.append(Disk(index, name, size, sector, bool(flags & wire.DISK_COPIED)))
 
+    def has_bases(self):
+        return bool(self.features and self.features.required & wire.BASES)
+
     def copies_without_feature(self):
         """A disk that is marked as copied though the feature is not required; None: there is none."""
         if self.features and self.features.required & wire.DISKS:

@@ -15,7 +15,8 @@ def summary(verifier):
                 pages_records=image.records, data_pages_sent=image.data_pages, zero_pages_sent=image.zero_pages,
                 sums_checked=verifier.sums_checked)
     held['blocks'] = [_block(block, image) for block in main.static.blocks]
-    held['disks'] = [{'name': copy.disk.name, 'size_bytes': copy.disk.size, 'data_bytes': copy.data_octets}
+    held['disks'] = [{'name': copy.disk.name, 'size_bytes': copy.disk.size, 'data_bytes': copy.data_octets,
+                      'base_bytes': copy.base_octets}
                      for _, copy in sorted(main.disks.copies.items())]
     held['sections'] = [_section(section) for section in (main.sections.sections if main.sections else ())]
     held['bitmaps'] = verifier.bitmaps.summary() if verifier.bitmaps else []
@@ -32,6 +33,11 @@ def _section(section):
     return {'name': section.entry.name, 'instance': section.entry.instance, 'version': section.entry.version,
             'content_bytes': sum(map(len, section.parts)), 'parts': len(section.parts), 'complete': section.complete,
             'device_state': section.is_device}
+
+
+def _disk_in_words(disk):
+    base = ', %d in a base' % disk['base_bytes'] if disk['base_bytes'] else ''
+    return '%s (%d octets, %d sent%s)' % (disk['name'], disk['size_bytes'], disk['data_bytes'], base)
 
 
 def in_words(file, held):
@@ -53,8 +59,7 @@ def in_words(file, held):
         s['name'], s['instance'], s['version'], 'device, ' if s['device_state'] else '', s['content_bytes'])
         for s in sections) or 'none'))
     if held['disks']:
-        parts.append('copied disks: %s' % ', '.join('%s (%d octets, %d sent)' % (d['name'], d['size_bytes'], d['data_bytes'])
-                                                    for d in held['disks']))
+        parts.append('copied disks: %s' % ', '.join(map(_disk_in_words, held['disks'])))
     if held['bitmaps']:
         parts.append('bitmaps: %s' % ', '.join('%s of %s (%s%d granules of %d octets dirty)' % (
             b['name'], b['disk'], 'inconsistent, ' if b['inconsistent'] else '', b['dirty_granules'], b['granularity'])

@@ -188,6 +188,16 @@ class Stream(Channel):
             flags = (wire.EXTENT_FIRST if first else 0) | (0 if data else wire.EXTENT_ZERO)
         self.add(wire.EXTENT, self.packed('IIQQ', disk, flags, offset, length) + (data or b''))
 
+    def base(self, disk, offset, data=None, length=None, flags=None, digests=None):
+        """@data None: zeros, @length of them."""
+        length = len(data) if length is None else length
+        found = [granule_digest(data[at:at + wire.GRANULE]) if data else 0 for at in range(0, length, wire.GRANULE)]
+        for n, digest in enumerate(found):
+            self.granules[disk, offset // wire.GRANULE + n] = digest
+        digests = found if data and digests is None else digests or ()
+        self.add(wire.BASE, self.packed('IIQQ', disk, (0 if data else wire.BASE_ZERO) if flags is None else flags, offset, length) +
+                 b''.join(self.packed('Q', digest) for digest in digests))
+
     def disk_sum(self, disk):
         return sum(mix(granule, digest) for (d, granule), digest in self.granules.items() if d == disk) & _M64
 

@@ -147,6 +147,17 @@ static bool try_disk_sync(Trial *trial)
     return true;
 }
 
+static bool try_disk_base(Trial *trial)
+{
+    VmfDiskBase message;
+
+    if (!vmf_disk_base_decode(&trial->record, trial->swap, &message, NULL))
+        return false;
+    FUZZ_CHECK(vmf_disk_base_send(trial->writer, &message, NULL));
+    vmf_disk_base_clear(&message);
+    return true;
+}
+
 static const struct {
     uint32_t type;
     bool (*attempt)(Trial *trial);
@@ -156,7 +167,7 @@ static const struct {
     {VMF_RECORD_SECTION, try_section},     {VMF_RECORD_SWITCHOVER, try_switchover},   {VMF_RECORD_READY, try_ready},
     {VMF_RECORD_RUN, try_token},           {VMF_RECORD_REPORT, try_report},           {VMF_RECORD_REFUSED, try_complaint},
     {VMF_RECORD_FAILED, try_complaint},    {VMF_RECORD_END, try_empty},              {VMF_RECORD_DISK_SYNC, try_disk_sync},
-    {VMF_RECORD_DISK_SYNCED, try_disk_sync},
+    {VMF_RECORD_DISK_SYNCED, try_disk_sync}, {VMF_RECORD_BASE, try_disk_base},
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
