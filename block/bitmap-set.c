@@ -421,17 +421,39 @@ VmfBitmaps *vmf_disk_bitmap_set(VmfDisk *disk)
     return disk->bitmaps;
 }
 
-/* Lock held. @bitmap comes beside those that are here, and has what one of its name had. */
-static bool put_in(VmfBitmaps *set, VmfBitmap *bitmap, GError **error)
+/* Lock held. @n_new: how many there are of names that are not here, with @bitmap. */
+static bool may_come(const VmfBitmaps *set, const VmfBitmap *bitmap, unsigned *n_new, GError **error)
 {
-    VmfBitmap *here = vmf_bitmaps_find(set, bitmap->name);
+    const VmfBitmap *here = vmf_bitmaps_find(set, bitmap->name);
 
+    *n_new += !here;
     if (bitmap->size_bytes != set->size_bytes)
         return refuse(set, VMF_ERROR_USAGE, bitmap->name, "arrive", "it is of a disk of another size", error);
     if (here && here->aside)
         return refuse(set, VMF_ERROR_STATE, bitmap->name, "arrive", "a backup uses the one that is here", error);
-    if (!here && set->bitmaps->len == VMF_DISK_BITMAPS_MAX)
+    if (!here && set->bitmaps->len + *n_new > VMF_DISK_BITMAPS_MAX)
         return refuse(set, VMF_ERROR_USAGE, bitmap->name, "arrive", "a disk has at most 64", error);
+    return !bitmap->persistent || may_persist(set, bitmap->name, error);
+}
+
+/* All of them or none, so that those of a guest that does not come leave nothing here. */
+static bool may_all_come(VmfBitmaps *set, GError **error)
+{
+    unsigned n_new = 0;
+    bool may = true;
+
+    pthread_mutex_lock(&set->lock);
+    for (guint i = 0; i < set->staged->len && may; i++)
+        may = may_come(set, g_ptr_array_index(set->staged, i), &n_new, error);
+    pthread_mutex_unlock(&set->lock);
+    return may;
+}
+
+/* Lock held. @bitmap comes beside those that are here, and has what one of its name had. */
+static void put_in(VmfBitmaps *set, VmfBitmap *bitmap)
+{
+    VmfBitmap *here = vmf_bitmaps_find(set, bitmap->name);
+
     if (here) {
         vmf_bitmap_merge(bitmap, here);
         if (here->problem && !bitmap->problem)
@@ -440,34 +462,29 @@ static bool put_in(VmfBitmaps *set, VmfBitmap *bitmap, GError **error)
         g_ptr_array_remove(set->bitmaps, here);
     }
     g_ptr_array_add(set->bitmaps, bitmap);
-    return true;
 }
 
-static bool put_all_in(VmfBitmaps *set, bool *writes, GError **error)
+/* Returns whether some of them are persistent. */
+static bool put_all_in(VmfBitmaps *set)
 {
-    while (set->staged->len > 0) {
-        VmfBitmap *bitmap = g_ptr_array_index(set->staged, 0);
+    bool writes = false;
 
-        if (bitmap->persistent && !may_persist(set, bitmap->name, error))
-            return false;
-        pthread_mutex_lock(&set->lock);
-        bool done = put_in(set, bitmap, error);
-        pthread_mutex_unlock(&set->lock);
-        if (!done)
-            return false;
-        g_ptr_array_steal_index(set->staged, 0);
-        *writes |= bitmap->persistent;
+    pthread_mutex_lock(&set->lock);
+    while (set->staged->len > 0) {
+        VmfBitmap *bitmap = g_ptr_array_steal_index(set->staged, 0);
+
+        put_in(set, bitmap);
+        writes |= bitmap->persistent;
     }
-    return true;
+    pthread_mutex_unlock(&set->lock);
+    return writes;
 }
 
 bool vmf_bitmaps_install(VmfBitmaps *set, GError **error)
 {
-    bool writes = false;
-
     if (!set->staged)
         return true;
-    bool done = put_all_in(set, &writes, error) && (!writes || vmf_bitmaps_rewrite(set, error));
+    bool done = may_all_come(set, error) && (!put_all_in(set) || vmf_bitmaps_rewrite(set, error));
     g_clear_pointer(&set->staged, g_ptr_array_unref);
     return done;
 }

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <vmferry/error.h>
 
+#include "migration/image-offline.h"
 #include "stream/channel-bytes.h"
 
 /* ---- header --------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ static bool make_blocks(VmfImageBuild *build, const VmfStaticData *data, GError 
 static bool open_all(VmfImageBuild *build, const char *uri, const VmfImageMakeOptions *options,
                      const VmfImageOrigin *origin, GError **error)
 {
-    VmfStorageOptions storage = {.mode = VMF_STORAGE_CREATE};
+    VmfStorageOptions storage = {.mode = VMF_STORAGE_CREATE, .silence_ns = VMF_IMAGE_SILENCE_NS};
 
     if (options) {
         storage.connect = options->flags;

@@ -13,6 +13,7 @@ VmfStorageOptions vmf_image_storage_options(const VmfImageOptions *options, VmfS
         storage.buffered = options->buffered;
         storage.backend = options->backend;
     }
+    storage.silence_ns = options && options->silence_ns ? options->silence_ns : VMF_IMAGE_SILENCE_NS;
     return storage;
 }
 
@@ -21,6 +22,7 @@ VmfImage *vmf_image_open(const char *uri, const VmfImageOptions *options, GError
     VmfStorageOptions storage = vmf_image_storage_options(options, VMF_STORAGE_READ);
     g_autoptr(VmfImage) image = g_new0(VmfImage, 1);
 
+    storage.cancelled = &image->cancelled;
     if (options && options->alone) {
         image->file = vmf_image_file_open(uri, &storage, error);
         image->chain = image->file ? vmf_image_chain_of_file(image->file) : NULL;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include <vmferry/error.h>
 
+#include "migration/image-offline.h"
 #include "migration/ops.h"
 
 bool vmf_restore_options_copy(VmfRestoreOptions *own, const VmfRestoreOptions *theirs, GError **error)
@@ -54,6 +55,7 @@ VmfImageMachine *vmf_image_machine_read(const VmfRestoreOptions *options, GError
 
     if (vmf_restore_options_copy(&own, options, error)) {
         VmfStorageOptions storage = vmf_restore_storage_options(&own);
+        storage.silence_ns = own.silence_ns ? own.silence_ns : VMF_IMAGE_SILENCE_NS;
         file = vmf_image_file_open(own.uri, &storage, error);
     }
     vmf_restore_options_clear(&own);

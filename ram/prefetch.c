@@ -2,11 +2,11 @@
 /*
  * Theory of operation
  *
- * One thread with a few reads under way. A read that ends is placed at once, from within the reader, and its buffer is
- * free again. The thread never waits for the fault server, nor it for the thread: pages that both read are placed by
- * whoever is first (lazy-ram.c). What it owes to the faults is the storage: it asks before each read how many may be
- * under way, and lets what is above that end first. And the processor: it runs at nice 10, as it would take half of it
- * from a vCPU otherwise.
+ * One thread with a few reads under way, once it has had the source look up where data is. A read that ends is placed
+ * at once, from within the reader, and its buffer is free again. The thread never waits for the fault server, nor it for
+ * the thread: pages that both read are placed by whoever is first (lazy-ram.c). What it owes to the faults is the
+ * storage: it asks before each read how many may be under way, and lets what is above that end first. And the processor:
+ * it runs at nice 10, as it would take half of it from a vCPU otherwise.
  *
  * A recorded order is followed by batches: the entries of a batch are sorted by place, so that neighbours are read
  * together and a chunk's pages by one read. Batches grow from BATCH_FIRST to BATCH_MAX entries: what was touched first
@@ -295,6 +295,27 @@ static bool follow_order(VmfPrefetch *p)
     return true;
 }
 
+/*
+ * What the source has to read up once to say which pages hold data (bitmaps and digests of an image) is a small part of
+ * all: read first, and in order, no fault has to wait for it a moment later. Trouble shows when the pages are read.
+ */
+static bool look_up_all(VmfPrefetch *p)
+{
+    VmfPageSet data;
+
+    for (unsigned block = 0; block < vmf_lazy_ram_n_blocks(p->config.ram); block++) {
+        uint64_t n_chunks = vmf_ram_block_n_chunks(vmf_lazy_ram_block(p->config.ram, block));
+
+        for (uint64_t chunk = 0; chunk < n_chunks; chunk++) {
+            if (atomic_load_explicit(&p->cancelled, memory_order_relaxed))
+                return false;
+            if (p->config.reader->may_have_data(p->config.source, block, chunk))
+                p->config.reader->data_pages(p->config.source, block, chunk, &data, NULL);
+        }
+    }
+    return true;
+}
+
 static bool ascend(VmfPrefetch *p)
 {
     for (unsigned block = 0; block < vmf_lazy_ram_n_blocks(p->config.ram); block++) {
@@ -328,7 +349,7 @@ static void *prefetch_main(void *opaque)
 
     (void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid),
                       PREFETCH_NICE); /* nice values are the kernel's threads' */
-    bool whole = hold(p) && follow_order(p) && ascend(p) && wait_for(p, 0);
+    bool whole = look_up_all(p) && hold(p) && follow_order(p) && ascend(p) && wait_for(p, 0);
     p->config.reader->wait(p->reader, 0);
     if (whole || p->error)
         p->config.ended(p->config.opaque, p->bad_block, p->bad_page, g_steal_pointer(&p->error));

@@ -65,6 +65,7 @@ static bool fake_data_pages(void *source, unsigned block, uint64_t chunk, VmfPag
 {
     FakePages *fake = source;
 
+    fake->n_tables_first += fake->n_reads == 0;
     vmf_page_set_clear(data);
     for (unsigned i = 0; i < VMF_CHUNK_PAGES; i++) {
         if (has_data(fake, block, chunk * VMF_CHUNK_PAGES + i))

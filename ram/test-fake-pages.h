@@ -17,6 +17,7 @@ typedef struct {
     _Atomic uint64_t bad_tables;        /* chunk + 1 whose data_pages() fail (any block) */
     _Atomic bool shut;                  /* reads do not end */
     _Atomic unsigned n_reads;
+    _Atomic unsigned n_tables_first;    /* data_pages() ahead of all reads */
     _Atomic unsigned max_under_way;     /* of one reader */
     _Atomic uint64_t log[FAKE_LOG_MAX]; /* place + 1 of the first page of each read, in order */
 } FakePages;

@@ -47,6 +47,7 @@ void vmf_nbd_connection_kick(VmfNbdConnection *connection)
 {
     uint64_t one = 1;
 
+    connection->waiting_since_ns = 0; /* there is something new to be answered */
     if (connection->driven && write(connection->kick, &one, sizeof(one)) < 0)
         return; /* EAGAIN: it was kicked so often that once more makes no difference */
 }
@@ -56,7 +57,7 @@ static bool is_cancelled(const _Atomic bool *cancelled)
     return cancelled && atomic_load(cancelled);
 }
 
-/* When who waits is to look again. */
+/* When who waits is to look whether it is cancelled. */
 static int64_t next_look(const _Atomic bool *cancelled, int64_t deadline_ns)
 {
     return cancelled ? MIN(deadline_ns, vmf_deadline_after(LOOK_NS)) : deadline_ns;
@@ -75,17 +76,40 @@ static void give_up_if_silent(VmfNbdConnection *connection, bool moved)
         vmf_nbd_connection_shutdown(connection);
 }
 
+/* When a server that has said nothing so far is given up. Who kicks begins anew. */
+static int64_t end_of_silence(VmfNbdConnection *connection)
+{
+    if (connection->silence_ns == 0)
+        return VMF_NEVER;
+    if (connection->waiting_since_ns == 0)
+        connection->waiting_since_ns = vmf_now_ns();
+    return connection->waiting_since_ns + connection->silence_ns;
+}
+
+static void give_up_when_due(VmfNbdConnection *connection, bool moved)
+{
+    if (moved)
+        connection->waiting_since_ns = 0;
+    if (connection->gave_up || connection->silence_ns == 0 || connection->waiting_since_ns == 0 ||
+        vmf_now_ns() < end_of_silence(connection))
+        return;
+    connection->gave_up = true;
+    vmf_nbd_connection_shutdown(connection);
+}
+
 static void drive(VmfNbdConnection *connection)
 {
     struct pollfd fds[2] = {what_to_poll(connection->nbd), {.fd = connection->kick, .events = POLLIN}};
+    int64_t until_ns = next_look(connection->cancelled, end_of_silence(connection));
     uint64_t kicks;
 
     connection->driven = true;
     pthread_mutex_unlock(&connection->lock);
-    vmf_poll_until(fds, 2, next_look(connection->cancelled, VMF_NEVER));
+    vmf_poll_until(fds, 2, until_ns);
     pthread_mutex_lock(&connection->lock);
     connection->driven = false;
     give_up_if_silent(connection, fds[0].revents != 0);
+    give_up_when_due(connection, fds[0].revents != 0);
     if ((fds[1].revents & POLLIN) && read(connection->kick, &kicks, sizeof(kicks)) < 0)
         kicks = 0;
     notify(connection->nbd, &fds[0]);
@@ -128,6 +152,11 @@ void vmf_nbd_connection_poll(VmfNbdConnection *connection)
 bool vmf_nbd_connection_is_cancelled(const VmfNbdConnection *connection)
 {
     return is_cancelled(connection->cancelled);
+}
+
+int vmf_nbd_connection_reason(const VmfNbdConnection *connection, int err)
+{
+    return err != 0 && connection->gave_up ? ETIMEDOUT : err;
 }
 
 int vmf_nbd_connection_errno(VmfNbdConnection *connection)

@@ -24,6 +24,9 @@ typedef struct {
     int kick;    /* an eventfd: ends that sleep */
     const _Atomic bool *cancelled;
     int64_t silent_since_ns; /* cancelled, and nothing has moved since; 0: neither */
+    int64_t silence_ns;      /* who waits gives up a server that says nothing for so long; 0: never */
+    int64_t waiting_since_ns; /* nothing has moved since; 0: nobody waits */
+    bool gave_up;             /* because of that */
 } VmfNbdConnection;
 
 /* Connects and shakes hands; VMF_ERROR_CONNECT, VMF_ERROR_INSECURE. @cancelled: as in VmfStorageOptions. */
@@ -40,6 +43,8 @@ void vmf_nbd_connection_wait(VmfNbdConnection *connection);
 void vmf_nbd_connection_wake(VmfNbdConnection *connection);
 /* Under the lock: moves on what can be moved on without waiting. */
 void vmf_nbd_connection_poll(VmfNbdConnection *connection);
+/* What @err of a command is to be told as: ETIMEDOUT where the server was given up for its silence. Under the lock. */
+int vmf_nbd_connection_reason(const VmfNbdConnection *connection, int err);
 /* Why a command could not be issued: an errno. Under the lock, just after. */
 int vmf_nbd_connection_errno(VmfNbdConnection *connection);
 bool vmf_nbd_connection_is_cancelled(const VmfNbdConnection *connection);

@@ -31,6 +31,7 @@ typedef struct {
     VmfStorageUri *uri; /* owned */
     VmfConnectFlags flags;
     const _Atomic bool *cancelled; /* as in VmfStorageOptions */
+    int64_t silence_ns;
     uint64_t command_bytes_max;
     bool can_fua, can_flush, can_zero, can_extents, can_multi_conn;
     VmfNbdConnection *connection;
@@ -183,7 +184,8 @@ static void end_request(NbdSlot *slot, int err)
 {
     NbdQueue *queue = slot->queue;
     VmfStorageRequest *request = slot->request;
-    GError *error = err == 0 ? NULL : vmf_storage_request_error(&queue->storage->base, request, err);
+    int why = vmf_nbd_connection_reason(queue->connection, err);
+    GError *error = why == 0 ? NULL : vmf_storage_request_error(&queue->storage->base, request, why);
 
     if (error && (atomic_load(&queue->storage->shut_down) || vmf_nbd_connection_is_cancelled(queue->connection)))
         error->code = VMF_ERROR_CANCELLED;
@@ -344,6 +346,7 @@ static VmfNbdConnection *own_connection(NbdStorage *storage)
 
     if (!connection)
         return NULL;
+    connection->silence_ns = storage->silence_ns;
     if (nbd_get_size(connection->nbd) == nbd_get_size(storage->connection->nbd) && add_connection(storage, connection))
         return connection;
     vmf_nbd_connection_free(connection);
@@ -452,6 +455,7 @@ static void ask_status(VmfNbdConnection *connection, uint64_t offset, uint64_t b
     vmf_nbd_connection_kick(connection);
     while (!status->done)
         vmf_nbd_connection_wait(connection);
+    status->err = vmf_nbd_connection_reason(connection, status->err);
     pthread_mutex_unlock(&connection->lock);
 }
 
@@ -549,6 +553,7 @@ static bool open_export(NbdStorage *storage, GError **error)
     storage->connection = vmf_nbd_connect(storage->uri, storage->flags, storage->cancelled, error);
     if (!storage->connection)
         return false;
+    storage->connection->silence_ns = storage->silence_ns;
     add_connection(storage, storage->connection);
     if (!learn(storage, error))
         return false;
@@ -570,6 +575,7 @@ VmfStorage *vmf_storage_nbd_open(VmfStorageUri *uri, const VmfStorageOptions *op
     storage->uri = uri;
     storage->flags = options->connect;
     storage->cancelled = options->cancelled;
+    storage->silence_ns = options->silence_ns;
     storage->connections = g_ptr_array_new();
     pthread_mutex_init(&storage->calls_lock, NULL);
     pthread_mutex_init(&storage->lock, NULL);

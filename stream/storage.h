@@ -46,6 +46,9 @@ typedef struct {
      * nothing, gets VMF_ERROR_CANCELLED, as after vmf_storage_shutdown(). Outlives the storage. NULL: never.
      */
     const _Atomic bool *cancelled;
+    /* Of exports: a server that says nothing for so long while somebody waits for it is given up (VMF_ERROR_IO, timed out), as is
+     * whatever is asked of it later. 0: who waits waits. */
+    int64_t silence_ns;
     const char *backend; /* "io_uring", "libaio", "threads"; NULL or "auto": the first of these that works here. Of
                             files only */
 } VmfStorageOptions;

@@ -14,11 +14,15 @@
 #include <vmferry/vmferry.h>
 
 #include "block/disk.h"
+#include "stream/clock.h"
 #include "tests/save-rig.h"
 
 #define MIB (1u << 20)
 #define DISK_BYTES (6 * MIB + 512)
 #define WRITE_MOST 65536u
+/* So much longer than the writer takes to fill a request it waits then: a save that copies as slowly, under a sanitizer or on a busy host,
+ * keeps up with it. */
+#define PAUSE_FACTOR 200
 
 typedef struct {
     VmfSaveRig rig;
@@ -31,6 +35,7 @@ typedef struct {
     bool failed;
     uint64_t writes, area_bytes; /* area: of the disk's start, where it writes */
     uint8_t *model, *at_stop, *data;
+    int64_t copy_ns; /* the writer's: how long it took to fill what it wrote last */
     GRand *rand;
 } World;
 
@@ -100,7 +105,9 @@ static void write_somewhere(World *world)
                               .done = on_done,
                               .opaque = world};
 
+    int64_t began_ns = vmf_now_ns();
     memset(world->data, zero ? 0 : (int)(world->writes % 255) + 1, length);
+    world->copy_ns = vmf_now_ns() - began_ns;
     vmf_disk_submit(world->disk, &request);
     pthread_mutex_lock(&world->lock);
     while (!world->ended)
@@ -131,7 +138,7 @@ static void *writer(void *opaque)
         world->busy = false;
         pthread_cond_broadcast(&world->changed);
         pthread_mutex_unlock(&world->lock);
-        g_usleep(100);
+        g_usleep(MAX(100, (gulong)(world->copy_ns * PAUSE_FACTOR / 1000)));
     }
     return NULL;
 }

@@ -24,6 +24,7 @@ typedef struct {
     VmfConnectFlags flags;      /* VMF_CONNECT_INSECURE: NBD in plaintext off the loopback */
     bool buffered;              /* through the page cache, also where direct I/O is possible */
     const char *backend;        /* "io_uring", "libaio", "threads"; NULL: what works best here */
+    int64_t silence_ns;         /* an NBD server that says nothing for so long is given up: VMF_ERROR_IO; 0: 30 s */
 } VmfImageOptions;
 
 /*

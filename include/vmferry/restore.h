@@ -31,6 +31,7 @@ typedef struct VmfRestoreOptions {
     const char *order_path;
     bool record_order;      /* lazy: order_path is written anew, with what this guest touches */
     bool kernel_touches;    /* lazy: the kernel touches guest memory, as KVM does: refuse where a host cannot let that wait */
+    int64_t silence_ns;     /* vmf_image_machine_read(): an NBD server that says nothing for so long is given up; 0: 30 s */
 } VmfRestoreOptions;
 
 /*
@@ -56,7 +57,7 @@ VmfSession *vmf_session_new_restore(VmfGuest *guest, const VmfRestoreOptions *op
 /* The machine that an image was saved from, for making one that it can be restored into. */
 typedef struct VmfImageMachine VmfImageMachine;
 
-/* Reads and checks the image's head; parents are not looked for. */
+/* Reads and checks the image's head; parents are not looked for. Nobody can cancel it, so a silent server is given up. */
 VmfImageMachine *vmf_image_machine_read(const VmfRestoreOptions *options, GError **error);
 void vmf_image_machine_free(VmfImageMachine *machine);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfImageMachine, vmf_image_machine_free)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The section dirty-bitmaps on its way in: into two disks, of which the second is acquired already, and the first once all is there.
+ * The section dirty-bitmaps on its way in, into two disks that are acquired already, or one of them once all is there.
  *
- * An input is an octet of how it comes (bit 0: by a map, bit 1: what is unknown is left out, bits 4 to 7: how it is cut), and the content.
+ * An input is an octet of how it comes (bit 0: by a map, bit 1: what is unknown is left out, bit 2: the first disk is acquired late, bits 4
+ * to 7: how it is cut), and the content.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,7 @@
 
 #include "tests/fuzz/fuzz.h"
 
-enum { BY_MAP = 1, SKIPS = 2 };
+enum { BY_MAP = 1, SKIPS = 2, LATE = 4 };
 
 #define DISK0_BYTES (5 * 65536u + 512)
 #define DISK1_BYTES (1u << 20)
@@ -119,13 +120,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!mover)
         make_disks();
     set_map(data[0]);
-    FUZZ_CHECK(vmf_disk_release(disks[0], NULL));
+    bool late = data[0] & LATE;
+    FUZZ_CHECK(!late || vmf_disk_release(disks[0], NULL));
     bool done = load(data[0], data + 1, size - 1, &error);
     FUZZ_CHECK(done == !error);
     FUZZ_CHECK(done || error->code == VMF_ERROR_SECTION || error->code == VMF_ERROR_MEMORY || error->code == VMF_ERROR_USAGE);
     if (!done) /* the other way round it is said when the session ends */
         vmf_bitmap_handlers.load_cleanup(mover);
-    FUZZ_CHECK(vmf_disk_acquire(disks[0], NULL));
+    FUZZ_CHECK(!late || vmf_disk_acquire(disks[0], NULL));
     if (done)
         vmf_bitmap_handlers.load_cleanup(mover);
     unsigned n = check_and_empty(disks[0], DISK0_BYTES) + check_and_empty(disks[1], DISK1_BYTES);
