@@ -106,13 +106,20 @@ static int cut_short(VmfChannel *channel, size_t got, size_t missing, GError **e
     return -1;
 }
 
+static void expect(VmfChannel *channel, size_t bytes)
+{
+    if (channel->ops->expect)
+        channel->ops->expect(channel, bytes);
+}
+
 /* Returns 1, 0 when the stream ended before the first byte, or -1. */
-static int read_cursor(VmfChannel *channel, Cursor rest, GError **error)
+static int read_whole(VmfChannel *channel, Cursor rest, GError **error)
 {
     size_t got = 0;
 
     advance(&rest, 0);
     while (rest.n > 0) {
+        expect(channel, vmf_iov_length(rest.iov, rest.n));
         ssize_t n = channel->ops->readv(channel, rest.iov, MIN(rest.n, IOV_MAX), error);
 
         if (n < 0)
@@ -123,6 +130,14 @@ static int read_cursor(VmfChannel *channel, Cursor rest, GError **error)
         advance(&rest, n);
     }
     return 1;
+}
+
+static int read_cursor(VmfChannel *channel, Cursor rest, GError **error)
+{
+    int result = read_whole(channel, rest, error);
+
+    expect(channel, 0);
+    return result;
 }
 
 bool vmf_channel_readv_all(VmfChannel *channel, struct iovec *iov, int n, GError **error)

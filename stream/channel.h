@@ -29,6 +29,12 @@ typedef struct VmfChannelOps {
     ssize_t (*readv)(VmfChannel *channel, const struct iovec *iov, int n, GError **error);
 
     /*
+     * The reader can do nothing with less than @bytes more, 0: with anything. Where readv() has to wait, it may wait for all of them, or
+     * for a part. Reader thread. NULL: it makes no difference.
+     */
+    void (*expect)(VmfChannel *channel, size_t bytes);
+
+    /*
      * Sends at least one byte from the start of the vector, waiting for room. Returns the bytes taken, or -1:
      * VMF_ERROR_CUT when the peer is gone, VMF_ERROR_CANCELLED after shutdown. The bytes may still change in the
      * caller's memory while they are sent, never after the return. Writer thread.

@@ -54,21 +54,28 @@ static Ends unix_ends(void)
     return (Ends){from_fd(fds[0], false), from_fd(fds[1], false)};
 }
 
-static Ends tcp_ends(void)
+static void tcp_pair(int *writer, int *reader)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof(address);
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), out = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0),
-        in;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+    *writer = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     assert_int_equal(bind(listener, (struct sockaddr *)&address, length), 0);
     assert_int_equal(listen(listener, 1), 0);
     assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &length), 0);
-    assert_int_equal(connect(out, (struct sockaddr *)&address, length), 0);
-    in = accept(listener, NULL, NULL);
-    assert_true(in >= 0);
+    assert_int_equal(connect(*writer, (struct sockaddr *)&address, length), 0);
+    *reader = accept(listener, NULL, NULL);
+    assert_true(*reader >= 0);
     close(listener);
-    return (Ends){from_fd(out, false), from_fd(in, false)};
+}
+
+static Ends tcp_ends(void)
+{
+    int writer, reader;
+
+    tcp_pair(&writer, &reader);
+    return (Ends){from_fd(writer, false), from_fd(reader, false)};
 }
 
 /* Somebody else's non-blocking socket. */
@@ -458,6 +465,74 @@ static void a_socket_tells_what_is_on_its_way(void **state)
     free_ends(ends);
 }
 
+#define MUCH 400000
+
+static void *read_much(void *channel)
+{
+    g_autofree uint8_t *data = g_malloc(MUCH);
+
+    assert_true(vmf_channel_read_all(channel, data, MUCH, NULL));
+    return NULL;
+}
+
+static int wakes_at(int fd)
+{
+    int bytes;
+    socklen_t length = sizeof(bytes);
+
+    assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, &length), 0);
+    return bytes;
+}
+
+/* Who waits for much is not woken by every piece of it, and for all the same by a single octet who waits for one. */
+static void who_expects_much_still_hears_a_single_octet(void **state)
+{
+    g_autofree uint8_t *data = g_malloc0(MUCH);
+    int writer, reader;
+    pthread_t thread;
+
+    tcp_pair(&writer, &reader);
+    Ends ends = {from_fd(writer, false), from_fd(reader, false)};
+    assert_int_equal(wakes_at(reader), 1);
+    assert_int_equal(pthread_create(&thread, NULL, read_much, ends.reader), 0);
+    while (wakes_at(reader) == 1)
+        g_usleep(1000);
+    assert_true(vmf_channel_write_all(ends.writer, data, MUCH, NULL));
+    pthread_join(thread, NULL);
+    assert_int_equal(vmf_channel_wait_readable(ends.reader, 0, NULL), 0);
+    assert_true(vmf_channel_write_all(ends.writer, "x", 1, NULL));
+    assert_int_equal(vmf_channel_wait_readable(ends.reader, FOR_EVER, NULL), 1);
+    assert_true(vmf_channel_read_all(ends.reader, data, 1, NULL));
+    free_ends(ends);
+}
+
+static void *miss_much(void *channel)
+{
+    g_autofree uint8_t *data = g_malloc(MUCH);
+    g_autoptr(GError) error = NULL;
+
+    assert_false(vmf_channel_read_all(channel, data, MUCH, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_CUT));
+    return NULL;
+}
+
+/* The stream ends far short of what is expected. */
+static void an_end_is_heard_by_who_expects_much(void **state)
+{
+    int writer, reader;
+    pthread_t thread;
+
+    tcp_pair(&writer, &reader);
+    Ends ends = {from_fd(writer, false), from_fd(reader, false)};
+    assert_int_equal(pthread_create(&thread, NULL, miss_much, ends.reader), 0);
+    while (wakes_at(reader) == 1)
+        g_usleep(1000);
+    assert_true(vmf_channel_write_all(ends.writer, "few", 3, NULL));
+    vmf_channel_free(ends.writer);
+    pthread_join(thread, NULL);
+    vmf_channel_free(ends.reader);
+}
+
 static void descriptors_that_are_no_channel(void **state)
 {
     g_autoptr(GError) error = NULL;
@@ -532,6 +607,8 @@ static const struct CMUnitTest particular[] = {
     cmocka_unit_test(flags_of_a_shared_pipe_come_back),
     cmocka_unit_test(a_pending_sigpipe_of_others_stays),
     cmocka_unit_test(a_socket_tells_what_is_on_its_way),
+    cmocka_unit_test(who_expects_much_still_hears_a_single_octet),
+    cmocka_unit_test(an_end_is_heard_by_who_expects_much),
     cmocka_unit_test(descriptors_that_are_no_channel),
     cmocka_unit_test(heads_of_vectors),
     cmocka_unit_test(octets_in_memory_are_a_channel),
