@@ -16,27 +16,6 @@
 
 /* ---- what comes next: lock held ---------------------------------------------------------------------------------- */
 
-static uint64_t run_of_todo(const VmfBackup *backup, uint64_t first, uint64_t max)
-{
-    uint64_t n = 0;
-
-    while (n < max && first + n < backup->n_units && vmf_backup_bit(backup->todo, first + n))
-        n++;
-    return n;
-}
-
-static uint64_t find_todo(const VmfBackup *backup, uint64_t from)
-{
-    while (from < backup->n_units) {
-        uint64_t left = backup->todo[from / 64] >> (from & 63);
-
-        if (left)
-            return from + (uint64_t)__builtin_ctzll(left);
-        from = (from | 63) + 1;
-    }
-    return backup->n_units;
-}
-
 static Job *job_in(VmfBackup *backup, JobState state)
 {
     for (unsigned i = 0; i < VMF_BACKUP_JOBS; i++)
@@ -45,48 +24,34 @@ static Job *job_in(VmfBackup *backup, JobState state)
     return NULL;
 }
 
-static void set_bits(uint64_t *bits, uint64_t first, uint64_t n, bool value)
-{
-    for (uint64_t unit = first; unit < first + n; unit++)
-        bits[unit / 64] = value ? bits[unit / 64] | 1ull << (unit & 63) : bits[unit / 64] & ~(1ull << (unit & 63));
-}
-
 /* What the guest waits for goes first. */
 static bool pick_urgent(VmfBackup *backup, Job *job)
 {
-    while (backup->urgent->len > 0) {
-        uint64_t unit = g_array_index(backup->urgent, uint64_t, 0);
-
-        g_array_remove_index(backup->urgent, 0);
-        job->first = unit;
-        job->n = run_of_todo(backup, unit, URGENT_UNITS);
-        if (job->n == 0)
-            continue;
-        backup->progress.early_bytes += job->n * VMF_BACKUP_UNIT;
-        return true;
-    }
-    return false;
+    job->n = vmf_disk_units_take_urgent(&backup->units, URGENT_UNITS, &job->first);
+    backup->progress.early_bytes += job->n * VMF_DISK_UNIT;
+    return job->n > 0;
 }
 
 /* No further than what is known of holes goes. */
 static bool pick_next(VmfBackup *backup, Job *job)
 {
+    VmfDiskUnits *units = &backup->units;
     uint64_t at, end;
 
-    backup->cursor = find_todo(backup, backup->cursor);
-    if (backup->cursor == backup->n_units)
+    units->cursor = vmf_disk_units_next_todo(units, units->cursor);
+    if (units->cursor == units->n)
         return false;
-    at = backup->cursor * VMF_BACKUP_UNIT;
-    job->first = backup->cursor;
-    job->n = run_of_todo(backup, job->first, VMF_BACKUP_RUN_UNITS);
+    at = units->cursor * VMF_DISK_UNIT;
+    job->first = units->cursor;
+    job->n = vmf_disk_units_run(units, job->first, VMF_BACKUP_RUN_UNITS);
     if (at < backup->extent_begin || at >= backup->extent_end)
         return true;
-    end = backup->extent_is_hole ? backup->extent_end / VMF_BACKUP_UNIT
-                                 : (backup->extent_end + VMF_BACKUP_UNIT - 1) / VMF_BACKUP_UNIT;
+    end = backup->extent_is_hole ? backup->extent_end / VMF_DISK_UNIT
+                                 : (backup->extent_end + VMF_DISK_UNIT - 1) / VMF_DISK_UNIT;
     if (backup->extent_end == backup->disk->size_bytes)
-        end = backup->n_units;
+        end = units->n;
     if (backup->extent_is_hole && end > job->first)
-        job->n = run_of_todo(backup, job->first, MIN(HOLE_UNITS_MAX, end - job->first));
+        job->n = vmf_disk_units_run(units, job->first, MIN(HOLE_UNITS_MAX, end - job->first));
     else if (end > job->first)
         job->n = MIN(job->n, end - job->first);
     return true;
@@ -115,8 +80,8 @@ static void learn_extent(VmfBackup *backup, uint64_t at)
 /* All of it lies in a hole. */
 static bool is_hole(const VmfBackup *backup, const Job *job)
 {
-    uint64_t begin = job->first * VMF_BACKUP_UNIT;
-    uint64_t end = MIN(begin + job->n * VMF_BACKUP_UNIT, backup->disk->size_bytes);
+    uint64_t begin = job->first * VMF_DISK_UNIT;
+    uint64_t end = MIN(begin + job->n * VMF_DISK_UNIT, backup->disk->size_bytes);
 
     return backup->extent_is_hole && begin >= backup->extent_begin && end <= backup->extent_end;
 }
@@ -130,7 +95,7 @@ static bool is_zero(const uint8_t *data, size_t length)
 
 static uint64_t bytes_of(const VmfBackup *backup, const Job *job)
 {
-    return MIN(job->n * VMF_BACKUP_UNIT, backup->disk->size_bytes - job->first * VMF_BACKUP_UNIT);
+    return MIN(job->n * VMF_DISK_UNIT, backup->disk->size_bytes - job->first * VMF_DISK_UNIT);
 }
 
 static void job_ends(Job *job)
@@ -139,7 +104,7 @@ static void job_ends(Job *job)
 
     pthread_mutex_lock(&backup->lock);
     job->state = JOB_FREE;
-    backup->progress.done_bytes += job->n * VMF_BACKUP_UNIT;
+    backup->progress.done_bytes += job->n * VMF_DISK_UNIT;
     pthread_mutex_unlock(&backup->lock);
 }
 
@@ -170,7 +135,7 @@ static void write_job(VmfBackup *backup, Job *job, bool zero)
     job->write_iov = (struct iovec){job->data, length};
     job->write = (VmfStorageRequest){
         .kind = zero ? VMF_REQUEST_ZERO : VMF_REQUEST_WRITE,
-        .offset = job->first * VMF_BACKUP_UNIT,
+        .offset = job->first * VMF_DISK_UNIT,
         .length = length,
         .iov = zero ? NULL : &job->write_iov,
         .n_iov = zero ? 0 : 1,
@@ -188,7 +153,7 @@ static void on_read(VmfDiskRequest *request, const GError *error)
     VmfDisk *disk = backup->disk;
 
     pthread_mutex_lock(&backup->lock);
-    set_bits(backup->reading, job->first, job->n, false);
+    vmf_disk_units_end(&backup->units, job->first, job->n);
     job->state = JOB_READ;
     if (error)
         vmf_backup_fail(backup, g_error_copy(error));
@@ -204,7 +169,7 @@ static void read_job(VmfBackup *backup, Job *job)
     job->iov = (struct iovec){job->data, length};
     job->read = (VmfDiskRequest){
         .operation = VMF_DISK_READ,
-        .offset = job->first * VMF_BACKUP_UNIT,
+        .offset = job->first * VMF_DISK_UNIT,
         .length = length,
         .iov = &job->iov,
         .n_iov = 1,
@@ -239,15 +204,16 @@ static bool begin_one(VmfBackup *backup)
     found = pick_urgent(backup, job);
     if (!found && may_read_on(backup) && (found = pick_next(backup, job))) {
         pthread_mutex_unlock(&backup->lock);
-        learn_extent(backup, job->first * VMF_BACKUP_UNIT);
+        learn_extent(backup, job->first * VMF_DISK_UNIT);
         pthread_mutex_lock(&backup->lock);
         found = !backup->error && pick_next(backup, job);
     }
     if (!found)
         return false;
     hole = is_hole(backup, job);
-    set_bits(backup->todo, job->first, job->n, false);
-    set_bits(backup->reading, job->first, job->n, !hole);
+    vmf_disk_units_begin(&backup->units, job->first, job->n);
+    if (hole)
+        vmf_disk_units_end(&backup->units, job->first, job->n);
     job->state = hole ? JOB_WRITING : JOB_READING;
     pthread_mutex_unlock(&backup->lock);
     if (hole) {
@@ -284,7 +250,7 @@ static bool is_through(VmfBackup *backup)
 {
     if (job_in(backup, JOB_READING) || job_in(backup, JOB_READ))
         return false;
-    return backup->error || find_todo(backup, backup->cursor) == backup->n_units;
+    return backup->error || vmf_disk_units_next_todo(&backup->units, backup->units.cursor) == backup->units.n;
 }
 
 /* Lock held; given up meanwhile. */
@@ -333,7 +299,7 @@ static bool make_jobs(VmfBackup *backup)
 {
     for (unsigned i = 0; i < VMF_BACKUP_JOBS; i++) {
         backup->jobs[i].backup = backup;
-        if (posix_memalign(&backup->jobs[i].data, 4096, VMF_BACKUP_RUN_UNITS * VMF_BACKUP_UNIT) != 0)
+        if (posix_memalign(&backup->jobs[i].data, 4096, VMF_BACKUP_RUN_UNITS * VMF_DISK_UNIT) != 0)
             return false;
     }
     return true;

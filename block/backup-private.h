@@ -6,8 +6,8 @@
 #include <vmferry/backup.h>
 
 #include "block/disk-private.h"
+#include "block/units.h"
 
-#define VMF_BACKUP_UNIT 65536u
 #define VMF_BACKUP_RUN_UNITS 16u /* that are read at once */
 #define VMF_BACKUP_JOBS 16u
 
@@ -38,7 +38,6 @@ struct VmfBackup {
     uint64_t bytes_per_second;
     void (*ended)(VmfBackup *backup, void *opaque);
     void *opaque;
-    uint64_t n_units;
 
     VmfStorage *target;
     bool fresh;      /* it reads as zeros where nothing is written */
@@ -56,27 +55,13 @@ struct VmfBackup {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     BackupState state;
-    GError *error;            /* the first one; owned */
-    bool aside;               /* the bitmap's bits are */
-    bool is_over;             /* the thread has done all but telling */
-    bool in_queue;            /* the thread sleeps in it, and was not woken */
-    uint64_t *todo, *reading; /* by unit */
-    uint64_t *asked;          /* by unit: has been in urgent */
-    uint64_t cursor;          /* no unit before it is to do */
-    GArray *urgent;           /* uint64_t: units that are waited for; some may be done already */
+    GError *error;      /* the first one; owned */
+    bool aside;         /* the bitmap's bits are */
+    bool is_over;       /* the thread has done all but telling */
+    bool in_queue;      /* the thread sleeps in it, and was not woken */
+    VmfDiskUnits units; /* under way: being read */
     VmfBackupProgress progress;
 };
-
-/* By unit. */
-static inline bool vmf_backup_bit(const uint64_t *bits, uint64_t unit)
-{
-    return bits[unit / 64] >> (unit & 63) & 1;
-}
-
-static inline void vmf_backup_set_bit(uint64_t *bits, uint64_t unit)
-{
-    bits[unit / 64] |= 1ull << (unit & 63);
-}
 
 /* Lock held. The first one counts; nothing is held from now on. Takes over @error. */
 void vmf_backup_fail(VmfBackup *backup, GError *error);

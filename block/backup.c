@@ -37,42 +37,7 @@ static bool refuse(const VmfDisk *disk, VmfErrorCode code, const char *what, con
 
 /* ---- the gate: the disk's lock is held --------------------------------------------------------------------------- */
 
-static bool is_not_done(const VmfBackup *backup, uint64_t unit)
-{
-    return vmf_backup_bit(backup->todo, unit) || vmf_backup_bit(backup->reading, unit);
-}
-
-/* Below it all is done. */
-static uint64_t first_not_done(const VmfBackup *backup)
-{
-    uint64_t first = backup->cursor;
-
-    for (unsigned i = 0; i < VMF_BACKUP_JOBS; i++)
-        if (backup->jobs[i].state == JOB_READING)
-            first = MIN(first, backup->jobs[i].first);
-    return first;
-}
-
-/* Of a change that is large some units are enough to begin with: it is asked for again. */
-static bool holds_units(VmfBackup *backup, uint64_t first, uint64_t end)
-{
-    unsigned n = 0;
-
-    for (uint64_t unit = MAX(first, first_not_done(backup)); unit < end && n < VMF_BACKUP_RUN_UNITS; unit++) {
-        if (!is_not_done(backup, unit))
-            continue;
-        n++;
-        if (!vmf_backup_bit(backup->todo, unit) || vmf_backup_bit(backup->asked, unit))
-            continue;
-        vmf_backup_set_bit(backup->asked, unit);
-        g_array_append_val(backup->urgent, unit);
-    }
-    if (n > 0)
-        vmf_backup_wake(backup);
-    return n > 0;
-}
-
-static bool gate_holds(void *opaque, const VmfDiskRequest *request)
+static bool gate_holds(void *opaque, const VmfDiskRequest *request, GError **refused)
 {
     VmfBackup *backup = opaque;
     bool held = false;
@@ -83,8 +48,10 @@ static bool gate_holds(void *opaque, const VmfDiskRequest *request)
     if (backup->state == BACKUP_DRAINS || backup->state == BACKUP_PREPARES)
         held = true;
     else if (backup->state == BACKUP_COPIES)
-        held = holds_units(backup, request->offset / VMF_BACKUP_UNIT,
-                           (request->offset + request->length - 1) / VMF_BACKUP_UNIT + 1);
+        held = vmf_disk_units_ask(&backup->units, request->offset / VMF_DISK_UNIT,
+                                  (request->offset + request->length - 1) / VMF_DISK_UNIT + 1);
+    if (held && backup->state == BACKUP_COPIES)
+        vmf_backup_wake(backup);
     pthread_mutex_unlock(&backup->lock);
     return held;
 }
@@ -209,10 +176,7 @@ static bool open_target(VmfBackup *backup, const VmfBackupOptions *options, GErr
 
 static void set_todo(VmfBackup *backup, uint64_t offset, uint64_t length)
 {
-    for (uint64_t unit = offset / VMF_BACKUP_UNIT; unit <= (offset + length - 1) / VMF_BACKUP_UNIT; unit++) {
-        backup->progress.total_bytes += vmf_backup_bit(backup->todo, unit) ? 0 : VMF_BACKUP_UNIT;
-        vmf_backup_set_bit(backup->todo, unit);
-    }
+    backup->progress.total_bytes += vmf_disk_units_set_todo(&backup->units, offset, length) * VMF_DISK_UNIT;
 }
 
 static void find_todo(VmfBackup *backup)
@@ -231,14 +195,8 @@ static void find_todo(VmfBackup *backup)
 
 static bool allocate(VmfBackup *backup, GError **error)
 {
-    uint64_t n_words = backup->n_units / 64 + 1;
-
-    backup->todo = g_try_malloc0(n_words * 8);
-    backup->reading = g_try_malloc0(n_words * 8);
-    backup->asked = g_try_malloc0(n_words * 8);
-    if (backup->todo && backup->reading && backup->asked)
-        return true;
-    return refuse(backup->disk, VMF_ERROR_MEMORY, "start", "out of memory", error);
+    return vmf_disk_units_init(&backup->units, backup->disk->size_bytes) ||
+           refuse(backup->disk, VMF_ERROR_MEMORY, "start", "out of memory", error);
 }
 
 static VmfBackup *new_backup(VmfDisk *disk, const VmfBackupOptions *options)
@@ -251,9 +209,7 @@ static VmfBackup *new_backup(VmfDisk *disk, const VmfBackupOptions *options)
     backup->bytes_per_second = options->bytes_per_second;
     backup->ended = options->ended;
     backup->opaque = options->opaque;
-    backup->n_units = (disk->size_bytes + VMF_BACKUP_UNIT - 1) / VMF_BACKUP_UNIT;
     backup->target_lock = -1;
-    backup->urgent = g_array_new(FALSE, FALSE, sizeof(uint64_t));
     pthread_mutex_init(&backup->lock, NULL);
     pthread_cond_init(&backup->changed, NULL);
     return backup;
@@ -276,11 +232,8 @@ static void clear(VmfBackup *backup)
     close_target(backup);
     pthread_cond_destroy(&backup->changed);
     pthread_mutex_destroy(&backup->lock);
-    g_array_unref(backup->urgent);
+    vmf_disk_units_clear(&backup->units);
     g_clear_error(&backup->error);
-    g_free(backup->todo);
-    g_free(backup->reading);
-    g_free(backup->asked);
     g_free(backup->bitmap);
     g_free(backup);
 }
@@ -300,10 +253,19 @@ static bool reach_moment(VmfBackup *backup)
     return backup->state != BACKUP_OVER;
 }
 
+static bool refuse_gate(VmfDisk *disk, GError **error)
+{
+    bool whole = false;
+
+    vmf_disk_is_whole(disk, &whole, NULL);
+    return refuse(disk, VMF_ERROR_STATE, "start",
+                  whole ? "there is one already, or the disk is released" : "a part of it is still being restored", error);
+}
+
 static bool take_moment(VmfBackup *backup, GError **error)
 {
     if (!vmf_disk_set_gate(backup->disk, &gate, backup))
-        return refuse(backup->disk, VMF_ERROR_STATE, "start", "there is one already, or the disk is released", error);
+        return refuse_gate(backup->disk, error);
     backup->gated = true;
     pthread_mutex_lock(&backup->lock);
     bool reached = reach_moment(backup);

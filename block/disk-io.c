@@ -33,7 +33,10 @@ struct VmfDiskOp {
     void *copy; /* NULL: memory of the request's own is used */
     GError *refused;
     int64_t submitted_ns; /* 0: its latency is not watched */
+    int64_t held_ns;      /* since when; 0: not held */
+    const void *passed;   /* the opaque of the gate that let it go; NULL: none was asked */
     bool marked;
+    bool beneath; /* no gate is asked, nobody counts it */
     struct iovec whole; /* of the copy */
     unsigned n_iov;
     struct iovec iov[]; /* of the request; the storage's while it is there, unless there is a copy */
@@ -130,7 +133,7 @@ static void wake(VmfDisk *disk)
     disk->waiting = false;
 }
 
-void vmf_disk_submit(VmfDisk *disk, VmfDiskRequest *request)
+static void submit(VmfDisk *disk, VmfDiskRequest *request, bool beneath)
 {
     const char *problem = problem_of(disk, request);
     bool has_data = !problem && request->operation <= VMF_DISK_WRITE;
@@ -141,7 +144,8 @@ void vmf_disk_submit(VmfDisk *disk, VmfDiskRequest *request)
     pthread_mutex_lock(&disk->lock);
     if (!disk->acquired && !problem)
         op->refused = refusal(disk, VMF_ERROR_STATE, "the disk is released");
-    op->marked = !op->refused && changes_data(request);
+    op->beneath = beneath;
+    op->marked = !op->refused && !beneath && changes_data(request);
     if (op->marked)
         mark(disk, request, VMF_BITMAPS_BEGINS);
     if (op->marked && disk->latency_goal_ns > 0)
@@ -151,6 +155,16 @@ void vmf_disk_submit(VmfDisk *disk, VmfDiskRequest *request)
     disk->under_way++;
     wake(disk);
     pthread_mutex_unlock(&disk->lock);
+}
+
+void vmf_disk_submit(VmfDisk *disk, VmfDiskRequest *request)
+{
+    submit(disk, request, false);
+}
+
+void vmf_disk_submit_beneath(VmfDisk *disk, VmfDiskRequest *request)
+{
+    submit(disk, request, true);
 }
 
 /* ---- latency ----------------------------------------------------------------------------------------------------- */
@@ -354,6 +368,15 @@ static void tell_all(VmfDiskOp *list)
     }
 }
 
+/* Lock held. It may not be there any more, and another may. */
+static void tell_gate(VmfDisk *disk, const VmfDiskOp *op, bool failed)
+{
+    if (!op->marked || !op->passed || !disk->gate || disk->gate_opaque != op->passed || !disk->gate->ended)
+        return;
+    disk->gate->ended(disk->gate_opaque, op->request, failed);
+    disk->gate_moved = true;
+}
+
 static void end(VmfDiskOp *op, const GError *error)
 {
     VmfDisk *disk = op->disk;
@@ -365,7 +388,9 @@ static void end(VmfDiskOp *op, const GError *error)
         mark(disk, request, VMF_BITMAPS_ENDS);
     disk->changing -= op->marked;
     disk->gate_moved |= disk->gate && disk->changing == 0; /* it waits for that, perhaps */
-    count(&disk->counters, request, error);
+    tell_gate(disk, op, error != NULL);
+    if (!op->beneath)
+        count(&disk->counters, request, error);
     watch_end(disk, op);
     pthread_mutex_unlock(&disk->lock);
     /* A bitmap may have come since it began. */
@@ -454,13 +479,29 @@ static void begin(VmfDiskOp *op)
     vmf_storage_submit(op->disk->queue, &op->storage);
 }
 
+/* Lock held. Whether it waits. */
+static bool is_held(VmfDisk *disk, VmfDiskOp *op)
+{
+    const VmfDiskGate *gate = disk->gate;
+    bool asks = gate && !op->refused && (op->marked || (gate->reads && !op->beneath && op->request->operation == VMF_DISK_READ));
+
+    if (asks && gate->holds(disk->gate_opaque, op->request, &op->refused)) {
+        op->held_ns = op->held_ns ? op->held_ns : vmf_now_ns();
+        return true;
+    }
+    if (asks && op->held_ns && gate->waited)
+        gate->waited(disk->gate_opaque, (uint64_t)(vmf_now_ns() - op->held_ns));
+    op->passed = asks && !op->refused ? disk->gate_opaque : NULL;
+    return false;
+}
+
 /* Lock held. What may go; the rest is held, in the order in which it came. */
 static VmfDiskOp *pass_gate(VmfDisk *disk, VmfDiskOp *list)
 {
     VmfDiskOp *passed = NULL, **tail = &passed;
 
     for (VmfDiskOp *op = list, *next; op; op = next) {
-        bool held = op->marked && disk->gate && disk->gate->holds(disk->gate_opaque, op->request);
+        bool held = is_held(disk, op);
         VmfDiskOp ***end = held ? &disk->held_tail : &tail;
 
         next = op->next;
@@ -478,7 +519,7 @@ static VmfDiskOp *take_list(VmfDisk *disk)
     VmfDiskOp *list = disk->held;
 
     disk->gate_moved = false;
-    if (disk->gate && disk->changing == 0)
+    if (disk->gate && disk->gate->quiet && disk->changing == 0)
         disk->gate->quiet(disk->gate_opaque);
     if (!list)
         list = disk->head;

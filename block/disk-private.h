@@ -49,6 +49,8 @@ struct VmfDisk {
     const VmfDiskGate *gate; /* NULL: none */
     void *gate_opaque;
     bool gate_moved; /* what it held may go now */
+    bool incomplete; /* a part of it is elsewhere */
+    GError *lost;    /* and will be for ever; NULL: not that anybody knows */
     uint64_t latency_goal_ns;     /* 0: nobody watches */
     uint64_t n_watched, n_late;   /* since it was asked for */
     void (*ends_kept)(void *opaque); /* NULL: nobody keeps ends */

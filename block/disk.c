@@ -164,6 +164,7 @@ static void clear_disk(VmfDisk *disk)
     pthread_mutex_destroy(&disk->lock);
     pthread_mutex_destroy(&disk->ownership);
     vmf_bitmaps_free(disk->bitmaps);
+    g_clear_error(&disk->lost);
     g_ptr_array_unref(disk->dirty);
     g_free(disk->bitmaps_path);
     g_free(disk->backend_wanted);
@@ -288,12 +289,13 @@ static void close_all(VmfDisk *disk)
     drop_lock(disk);
 }
 
-/* When the disk's file was changed last; 0: it is none. */
+/* When the disk's file was changed last, whose name may not be its own yet; 0: it is none. */
 static int64_t file_mtime_ns(const VmfDisk *disk)
 {
     struct stat status;
 
-    if (!disk->path || stat(disk->path, &status) < 0 || !S_ISREG(status.st_mode))
+    if (!disk->path || (disk->lock_fd >= 0 ? fstat(disk->lock_fd, &status) : stat(disk->path, &status)) < 0 ||
+        !S_ISREG(status.st_mode))
         return 0;
     return (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
 }
@@ -365,12 +367,49 @@ bool vmf_disk_acquire(VmfDisk *disk, GError **error)
     return acquired;
 }
 
+static bool may_release(VmfDisk *disk, GError **error)
+{
+    pthread_mutex_lock(&disk->lock);
+    bool incomplete = disk->incomplete && disk->storage;
+    pthread_mutex_unlock(&disk->lock);
+    return !incomplete || vmf_disk_error(disk, VMF_ERROR_STATE, "release", "a part of it is still being restored", error);
+}
+
 bool vmf_disk_release(VmfDisk *disk, GError **error)
 {
     pthread_mutex_lock(&disk->ownership);
-    bool released = vmf_disk_close_locked(disk, error);
+    bool released = may_release(disk, error) && vmf_disk_close_locked(disk, error);
     pthread_mutex_unlock(&disk->ownership);
     return released;
+}
+
+/* ---- whether all of it is here ----------------------------------------------------------------------------------- */
+
+void vmf_disk_set_whole(VmfDisk *disk, bool whole)
+{
+    pthread_mutex_lock(&disk->lock);
+    disk->incomplete = !whole;
+    g_clear_error(&disk->lost);
+    pthread_mutex_unlock(&disk->lock);
+}
+
+void vmf_disk_set_lost(VmfDisk *disk, const GError *why)
+{
+    pthread_mutex_lock(&disk->lock);
+    if (!disk->lost)
+        disk->lost = g_error_copy(why);
+    pthread_mutex_unlock(&disk->lock);
+}
+
+bool vmf_disk_is_whole(VmfDisk *disk, bool *whole, GError **error)
+{
+    pthread_mutex_lock(&disk->lock);
+    *whole = !disk->incomplete;
+    GError *lost = disk->lost ? g_error_copy(disk->lost) : NULL;
+    pthread_mutex_unlock(&disk->lock);
+    if (lost)
+        g_propagate_error(error, lost);
+    return !lost;
 }
 
 void vmf_disk_free(VmfDisk *disk)
@@ -387,16 +426,32 @@ void vmf_disk_free(VmfDisk *disk)
 
 /* ---- what it is -------------------------------------------------------------------------------------------------- */
 
+/* What is missing is data, as far as anybody knows. Otherwise *@length is cut to what is not. */
+static bool is_missing(VmfDisk *disk, uint64_t offset, uint64_t *length)
+{
+    uint64_t run = *length;
+
+    pthread_mutex_lock(&disk->lock);
+    bool missing = disk->gate && disk->gate->is_missing && disk->gate->is_missing(disk->gate_opaque, offset, *length, &run);
+    pthread_mutex_unlock(&disk->lock);
+    *length = run;
+    return missing;
+}
+
 bool vmf_disk_extent(VmfDisk *disk, uint64_t offset, uint64_t length, VmfExtentKind *kind, uint64_t *extent_length,
                      GError **error)
 {
-    bool found;
+    bool found = true;
 
     pthread_mutex_lock(&disk->ownership);
-    if (disk->storage)
-        found = named(disk, vmf_storage_extent(disk->storage, offset, length, kind, extent_length, error), error);
-    else
+    if (!disk->storage) {
         found = vmf_disk_error(disk, VMF_ERROR_STATE, "find extents", "it is released", error);
+    } else if (is_missing(disk, offset, &length)) {
+        *kind = VMF_EXTENT_DATA;
+        *extent_length = length;
+    } else {
+        found = named(disk, vmf_storage_extent(disk->storage, offset, length, kind, extent_length, error), error);
+    }
     pthread_mutex_unlock(&disk->ownership);
     return found;
 }

@@ -350,12 +350,18 @@ static bool take_name(VmfDisk *disk, VmfReceiving *r, GError **error)
     return vmf_disk_error(disk, VMF_ERROR_IO, "take its name", g_strerror(errno), error);
 }
 
+static bool make_durable(const VmfDisk *disk, GError **error)
+{
+    if (vmf_storage_flush(disk->storage, error))
+        return true;
+    g_prefix_error(error, "disk %s: ", disk->name);
+    return false;
+}
+
 bool vmf_disk_receive_commit(VmfDisk *disk, GError **error)
 {
-    vmf_disk_drain(disk);
     pthread_mutex_lock(&disk->ownership);
-    bool done = disk->receiving && disk->storage && vmf_storage_flush(disk->storage, error) &&
-                take_name(disk, disk->receiving, error);
+    bool done = disk->receiving && disk->storage && make_durable(disk, error) && take_name(disk, disk->receiving, error);
     if (done) {
         disk->receiving->committed = true;
         disk->create_bytes = 0;

@@ -37,7 +37,8 @@ bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto o
 bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error);
 /* It read as zeros when it was begun. */
 bool vmf_disk_receive_is_new(const VmfDisk *disk);
-/* All of it is on stable storage and under its name, and the disk is acquired. */
+/* All writes of the copy have ended. From now on it is on stable storage and under its name, and the disk is acquired.
+ * Others may use it meanwhile. */
 bool vmf_disk_receive_commit(VmfDisk *disk, GError **error);
 
 typedef enum {

@@ -489,6 +489,7 @@ static bool arrived(void *opaque, GError **error)
         vmf_record_set_order_error(error, VMF_RECORD_SWITCHOVER, "ahead of the last DISK_SYNC");
         return false;
     }
+    wait_for_all(target);
     for (unsigned i = 0; i < target->n_disks; i++)
         if (!vmf_disk_receive_commit(target->disks[i].disk, error))
             return false;
