@@ -435,7 +435,7 @@ static void on_loading_ended(void *opaque)
             control->error = g_error_copy(error);
         vmf_control_quit(control, "host-error");
     } else {
-        on_event(control, "restore.whole", "all memory of the guest is here");
+        on_event(control, "restore.whole", "all of the guest is here");
         if (!vmf_control_is_migrating(control))
             vmf_machine_take_back(control->config.machine);
     }

@@ -50,11 +50,13 @@ static void on_done(VmfDiskRequest *request, const GError *error)
     pthread_mutex_unlock(&m->lock);
 }
 
-/* The host is done with it. */
+/* The host is done with it. False: it has to do with what cannot be had, and nothing may be told any more. */
 static bool tell_guest(VmfMachine *m, VmfDiskSlot *slot)
 {
     VmfDiskSlotState *s = &slot->live;
 
+    if (s->failed && m->memory_lost)
+        return false;
     if (s->command == GUEST_DISK_READ && !s->failed && !vmf_machine_store(m, s->address, slot->data, s->length))
         return false;
     s->status = s->failed ? GUEST_DISK_FAILED : GUEST_DISK_DONE;

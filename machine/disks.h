@@ -72,8 +72,8 @@ bool vmf_disks_register_write(VmfMachine *machine, uint32_t offset, uint32_t val
 /* For a vCPU that counts. Whether it has come to a point at which the guest is told of something that the host has not
  * done yet. */
 bool vmf_disks_hold_up(const VmfMachine *machine);
-/* Tells the guest of what is due, in between two instructions. False: the memory that was to be written cannot be had.
- */
+/* Tells the guest of what is due, in between two instructions. False: the memory that was to be written, or what was to be
+ * read, cannot be had. */
 bool vmf_disks_settle(VmfMachine *machine);
 /* The count at which something is due next; 0: nothing is under way. */
 uint64_t vmf_disks_due(const VmfMachine *machine);

@@ -120,7 +120,7 @@ struct VmfMachine {
     unsigned passing; /* how many callers wait for the end of a slice */
     unsigned holds; /* how many callers need it to stand for a moment */
     bool released;  /* memory given back */
-    _Atomic bool memory_lost; /* a page of its memory cannot be had: nothing runs it any more. Set without the lock */
+    _Atomic bool memory_lost; /* a page of its memory, or a part of a disk, cannot be had: nothing runs it any more. Set without the lock */
     unsigned throttle_percent;
     uint64_t stop_at;      /* instruction count; 0: off */
     uint64_t instructions; /* cpu's, as of the latest slice */

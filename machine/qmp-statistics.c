@@ -51,7 +51,11 @@
     X(faults)                                                                                                          \
     X(fault_p50_ns)                                                                                                    \
     X(fault_p99_ns)                                                                                                    \
-    X(fault_max_ns)
+    X(fault_max_ns)                                                                                                    \
+    X(disk_faults)                                                                                                     \
+    X(disk_fault_p50_ns)                                                                                               \
+    X(disk_fault_p99_ns)                                                                                               \
+    X(disk_fault_max_ns)
 
 /* Whom the error's cause calls the other side of the channel. */
 static const char *peer_of(const VmfMigration *migration)

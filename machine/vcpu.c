@@ -164,7 +164,7 @@ bool vmf_vcpu_start(VmfMachine *m, bool by_owner, GError **error)
 {
     pthread_mutex_lock(&m->lock);
     const char *why = m->failure             ? m->failure
-                      : m->memory_lost       ? "a page of its memory cannot be had"
+                      : m->memory_lost       ? "a part of its memory or of a disk cannot be had"
                       : m->released          ? "the guest has moved away and its memory is released"
                       : by_owner && m->taken ? "the guest is being handed over"
                                              : NULL;
@@ -301,6 +301,14 @@ static bool memory_lost(void *opaque)
     return true;
 }
 
+/* What it has asked for fails from here on, and is not told (disk-device.c). */
+static void disk_lost(void *opaque)
+{
+    VmfMachine *m = opaque;
+
+    m->memory_lost = true;
+}
+
 const VmfGuestOps vmf_machine_guest_ops = {
     .size = sizeof(VmfGuestOps),
     .stop = guest_stop,
@@ -311,4 +319,5 @@ const VmfGuestOps vmf_machine_guest_ops = {
     .storage_release = storage_release,
     .storage_acquire = storage_acquire,
     .memory_lost = memory_lost,
+    .disk_lost = disk_lost,
 };

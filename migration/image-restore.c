@@ -3,8 +3,9 @@
  * Restoring a guest: nobody is asked and nobody is told, so the steps follow one another, each one a function below, and the first that
  * fails ends it. Until the guest is started nothing has happened that cannot be taken back; whatever fails, its memory is given back.
  *
- * Disks that the image holds are written first of all, and have their names before anything else can fail that takes long. Those that
- * it does not hold are looked at twice. Ahead of the pages, for people who would otherwise wait for a refusal; and when storage is
+ * Disks that the image holds are written first of all, and have their names before anything else can fail that takes long; or, lazily,
+ * are there from then on for whoever reads and writes them, and have their names at the end. Those that it does not hold are looked at
+ * twice. Ahead of the pages, for people who would otherwise wait for a refusal; and when storage is
  * this guest's alone, because only then nobody can write to them any more.
  */
 #include "migration/image-restore.h"
@@ -155,7 +156,9 @@ static bool load_disks(VmfRestore *restore, GError **error)
     pthread_mutex_lock(&restore->session->lock);
     restore->disks = disks;
     pthread_mutex_unlock(&restore->session->lock);
-    return vmf_image_disk_load_run(disks, error) && vmf_session_fault(restore->session, "restore.disks", error);
+    bool lazy = restore->options.mode == VMF_RESTORE_LAZY;
+    return (lazy ? vmf_restore_lazy_begin_disks(restore, error) : vmf_image_disk_load_run(disks, error)) &&
+           vmf_session_fault(restore->session, "restore.disks", error);
 }
 
 static bool load_pages(VmfRestore *restore, GError **error)
@@ -250,8 +253,8 @@ static void give_up(VmfRestore *restore, const GError *why)
         vmf_image_disk_load_end(restore->disks, VMF_RECEIVE_LEFT);
         return;
     }
+    vmf_image_disk_load_end(restore->disks, VMF_RECEIVE_DROPPED); /* they could not be given back while they are not whole */
     give_storage_back(restore);
-    vmf_image_disk_load_end(restore->disks, VMF_RECEIVE_DROPPED);
     for (unsigned b = 0; restore->load && b < vmf_guest_n_ram(guest); b++)
         vmf_ram_block_empty(vmf_guest_ram(guest, b), NULL);
 }
@@ -264,6 +267,7 @@ static void clean_up(VmfRestore *restore, const GError *why)
     if (why && restore->started)
         vmf_guest_ops(guest)->stop(vmf_guest_opaque(guest), NULL);
     show_statistics(restore, false);
+    vmf_image_disk_load_stop(restore->disks, why);
     vmf_restore_lazy_end(restore, why);
     vmf_section_load_clear(&restore->sections);
     if (why)

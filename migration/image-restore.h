@@ -35,7 +35,9 @@ typedef struct {
     VmfPresence *presence;
     VmfTouchOrder *order, *record; /* NULL: none */
     bool complete; /* all memory is there; under the session's lock */
-    GError *lost;  /* why a page cannot be had; likewise */
+    bool filled;   /* all disks are; likewise */
+    bool disk_lost;
+    GError *lost; /* why a page, or a part of a disk, cannot be had; likewise */
 } VmfRestore;
 
 /* Copies what the caller's struct has. False with @error: it cannot be used. */

@@ -562,6 +562,8 @@ static bool instant_proceed(VmfSource *source, GError **error)
 {
     Place *place = source->place;
 
+    if (!vmf_source_await_disks(source, error))
+        return false;
     if ((source->ram.save && !vmf_ram_instant_arm(&source->ram, error)) || !vmf_session_check_cancelled(source->session, error))
         return false;
     if (!take_instant(source, error))

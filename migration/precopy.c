@@ -326,24 +326,33 @@ static bool stay_in_touch(VmfSource *source, int64_t *said_ns, GError **error)
 }
 
 /* While it waits it goes on sending, so that what is left stays small. */
-static bool wait_for_continue(VmfSource *source, GError **error)
+static bool wait_until(VmfSource *source, bool (*may_go)(VmfSource *source, bool *go, GError **error), GError **error)
 {
     VmfSession *session = source->session;
     int64_t said_ns = vmf_now_ns();
     VmfPending pending;
     bool go = false;
 
-    vmf_session_set_status(session, VMF_STATUS_PRE_SWITCHOVER);
-    while (!go) {
+    for (;;) {
+        if (!may_go(source, &go, error))
+            return false;
+        if (go)
+            return true;
         pthread_mutex_lock(&session->lock);
         if (!session->may_continue && !vmf_session_is_cancelled(session))
             vmf_session_wait_locked(session, vmf_now_ns() + 20 * VMF_NS_PER_MS);
-        go = session->may_continue;
         pthread_mutex_unlock(&session->lock);
         if (!vmf_session_check_cancelled(session, error) || !vmf_source_pending(source, true, &pending, error) ||
-            (!go && pending.precopy_bytes > 0 && !send_round(source, error)) || !stay_in_touch(source, &said_ns, error))
+            (pending.precopy_bytes > 0 && !send_round(source, error)) || !stay_in_touch(source, &said_ns, error))
             return false;
     }
+}
+
+static bool told_to_go_on(VmfSource *source, bool *go, GError **error)
+{
+    pthread_mutex_lock(&source->session->lock);
+    *go = source->session->may_continue;
+    pthread_mutex_unlock(&source->session->lock);
     return true;
 }
 
@@ -358,13 +367,23 @@ static bool converge(VmfSource *source, GError **error)
 }
 
 /* While somebody decides the guest is not kept slow for it; what that costs is made up for afterwards. */
+static bool wait_and_converge(VmfSource *source, bool (*may_go)(VmfSource *source, bool *go, GError **error), GError **error)
+{
+    vmf_source_throttle(source, 0);
+    source->throttle_is_new = false;
+    return wait_until(source, may_go, error) && converge(source, error);
+}
+
 bool vmf_source_precopy(VmfSource *source, GError **error)
 {
-    if (!converge(source, error))
+    bool whole;
+
+    if (!converge(source, error) || !vmf_source_disks_are_whole(source, &whole, error))
+        return false;
+    if (!whole && !wait_and_converge(source, vmf_source_disks_are_whole, error))
         return false;
     if (!source->session->parameters.pause_before_switchover)
         return true;
-    vmf_source_throttle(source, 0);
-    source->throttle_is_new = false;
-    return wait_for_continue(source, error) && converge(source, error);
+    vmf_session_set_status(source->session, VMF_STATUS_PRE_SWITCHOVER);
+    return wait_and_converge(source, told_to_go_on, error);
 }

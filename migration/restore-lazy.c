@@ -9,6 +9,9 @@
  * that access. Then the session holds: what the guest did since it was restored is only here, and what becomes of it is a person's to say.
  * There is one thing to say, that it is given up, since memory that is not whole cannot be run. The image is still as it was.
  *
+ * Disks. They are brought behind memory, which the guest needs first; what it asks of them meanwhile is brought at once
+ * (image-disk-load.h). A part of one that cannot be had is what such a page is; a disk also has to be written, which may fail as well.
+ *
  * At the end what the image says of the guest's memory is compared with what its tables hold, which an eager restore does before the guest
  * runs. It has to wait until here because it reads all of the tables; each page by itself was compared with its digest when it was placed.
  */
@@ -24,17 +27,26 @@
 
 /* ---- what is told by the server's threads ------------------------------------------------------------------------------- */
 
+static void note_lost(VmfRestore *restore, const GError *error, bool disk)
+{
+    VmfSession *session = restore->session;
+
+    pthread_mutex_lock(&session->lock);
+    if (!restore->lost) {
+        restore->lost = g_error_copy(error);
+        restore->disk_lost = disk;
+    }
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->lock);
+}
+
 static bool on_lost(void *opaque, unsigned block, uint64_t page, bool touched, const GError *error)
 {
     VmfRestore *restore = opaque;
     VmfSession *session = restore->session;
     const VmfGuestOps *ops = vmf_guest_ops(session->guest);
 
-    pthread_mutex_lock(&session->lock);
-    if (!restore->lost)
-        restore->lost = g_error_copy(error);
-    pthread_cond_broadcast(&session->changed);
-    pthread_mutex_unlock(&session->lock);
+    note_lost(restore, error, false);
     return ops->memory_lost && ops->memory_lost(vmf_guest_opaque(session->guest));
 }
 
@@ -47,6 +59,28 @@ static void on_complete(void *opaque)
     pthread_cond_broadcast(&restore->session->changed);
     pthread_mutex_unlock(&restore->session->lock);
 }
+
+static void on_disk_lost(void *opaque, const GError *error)
+{
+    VmfRestore *restore = opaque;
+    const VmfGuestOps *ops = vmf_guest_ops(restore->session->guest);
+
+    if (ops->disk_lost)
+        ops->disk_lost(vmf_guest_opaque(restore->session->guest));
+    note_lost(restore, error, true);
+}
+
+static void on_disks_filled(void *opaque)
+{
+    VmfRestore *restore = opaque;
+
+    pthread_mutex_lock(&restore->session->lock);
+    restore->filled = true;
+    pthread_cond_broadcast(&restore->session->changed);
+    pthread_mutex_unlock(&restore->session->lock);
+}
+
+static const VmfImageDiskLoadOps disk_ops = {.lost = on_disk_lost, .filled = on_disks_filled};
 
 static const VmfFaultServerOps server_ops = {.size = sizeof(VmfFaultServerOps), .lost = on_lost, .complete = on_complete};
 
@@ -136,6 +170,11 @@ static bool make_server(VmfRestore *restore, GError **error)
     return false;
 }
 
+bool vmf_restore_lazy_begin_disks(VmfRestore *restore, GError **error)
+{
+    return vmf_image_disk_load_begin(restore->disks, &disk_ops, restore, error);
+}
+
 bool vmf_restore_lazy_begin(VmfRestore *restore, GError **error)
 {
     if (vmf_guest_n_ram(restore->session->guest) == 0) {
@@ -154,19 +193,11 @@ bool vmf_restore_lazy_begin(VmfRestore *restore, GError **error)
 
 /* ---- the wait, and the hold --------------------------------------------------------------------------------------------- */
 
-static GError *lost_error(VmfRestore *restore)
-{
-    pthread_mutex_lock(&restore->session->lock);
-    GError *error = restore->lost ? g_error_copy(restore->lost) : NULL;
-    pthread_mutex_unlock(&restore->session->lock);
-    return error;
-}
-
 /* Until a person gives the guest up (true), or the session is left (false). */
 static bool wait_for_word(VmfSession *session)
 {
     pthread_mutex_lock(&session->lock);
-    while (!session->resolution.pending && !session->leaving && !vmf_session_is_cancelled(session))
+    while (!session->resolution.pending && !session->leaving && !session->killed && !vmf_session_is_cancelled(session))
         vmf_session_wait_locked(session, vmf_now_ns() + WAIT_NS);
     bool given_up = session->resolution.pending;
     session->resolution.pending = false;
@@ -178,7 +209,8 @@ static bool wait_for_word(VmfSession *session)
 static bool hold(VmfRestore *restore, GError *why, GError **error)
 {
     VmfSession *session = restore->session;
-    g_autofree char *text = g_strdup_printf("a part of its memory cannot be had: %s", why->message);
+    g_autofree char *text =
+        g_strdup_printf("a part of %s cannot be had: %s", restore->disk_lost ? "a disk" : "its memory", why->message);
 
     vmf_guest_ops(session->guest)->stop(vmf_guest_opaque(session->guest), NULL);
     if (restore->presence)
@@ -195,16 +227,20 @@ static bool hold(VmfRestore *restore, GError *why, GError **error)
     return false;
 }
 
-static bool wait_until_complete(VmfRestore *restore, GError **error)
+/* For @done, which is under the session's lock. */
+static bool wait_until(VmfRestore *restore, const bool *done, GError **error)
 {
     VmfSession *session = restore->session;
 
     pthread_mutex_lock(&session->lock);
-    while (!restore->complete && !restore->lost && !vmf_session_is_cancelled(session))
+    while (!*done && !restore->lost && !vmf_session_is_cancelled(session))
         vmf_session_wait_locked(session, vmf_now_ns() + WAIT_NS);
-    bool complete = restore->complete;
+    bool good = *done && !restore->lost;
+    GError *lost = restore->lost ? g_error_copy(restore->lost) : NULL;
     pthread_mutex_unlock(&session->lock);
-    return complete || vmf_session_check_cancelled(session, error);
+    if (lost)
+        g_propagate_error(error, lost);
+    return good || (!lost && vmf_session_check_cancelled(session, error));
 }
 
 static bool check_sums(VmfRestore *restore, GError **error)
@@ -213,15 +249,32 @@ static bool check_sums(VmfRestore *restore, GError **error)
            vmf_image_load_check(restore->load, &restore->image->summary, error);
 }
 
+static bool fill_memory(VmfRestore *restore, GError **error)
+{
+    return (restore->complete || vmf_fault_server_fill(restore->server, error)) &&
+           wait_until(restore, &restore->complete, error) && check_sums(restore, error);
+}
+
+static bool commit_disks(VmfRestore *restore, GError **error)
+{
+    return vmf_session_fault(restore->session, "restore.disks.filled", error) &&
+           vmf_image_disk_load_commit(restore->disks, error) &&
+           vmf_session_fault(restore->session, "restore.disks.named", error);
+}
+
+static bool fill_disks(VmfRestore *restore, GError **error)
+{
+    return vmf_session_fault(restore->session, "restore.disks.rest", error) &&
+           vmf_image_disk_load_fill(restore->disks, error) && wait_until(restore, &restore->filled, error) &&
+           commit_disks(restore, error);
+}
+
 bool vmf_restore_lazy_fill(VmfRestore *restore, GError **error)
 {
     GError *why = NULL;
 
     vmf_session_set_status(restore->session, VMF_STATUS_POSTCOPY_ACTIVE);
-    if (!restore->complete && (!vmf_fault_server_fill(restore->server, error) || !wait_until_complete(restore, error)))
-        return false;
-    why = lost_error(restore);
-    if (!why && check_sums(restore, &why))
+    if (fill_memory(restore, &why) && fill_disks(restore, &why))
         return true;
     if (!g_error_matches(why, VMF_ERROR, VMF_ERROR_CANCELLED))
         return hold(restore, why, error);

@@ -5,12 +5,15 @@
 
 #include "migration/image-restore.h"
 
+/* From here on whoever reads or writes the guest's disks that the image holds gets what they are to be, or waits for it. */
+bool vmf_restore_lazy_begin_disks(VmfRestore *restore, GError **error);
+
 /* From here on whoever touches the guest's memory gets it, or waits for it. */
 bool vmf_restore_lazy_begin(VmfRestore *restore, GError **error);
 
 /*
- * The guest has been started (or stays stopped): returns once all of its memory is there. A page that cannot be had holds the guest; false
- * then, once a person has given it up, or with VMF_ERROR_HELD if the session is left so.
+ * The guest has been started (or stays stopped): returns once all of its memory and its disks is there. A page, or a part of a disk, that
+ * cannot be had holds the guest; false then, once a person has given it up, or with VMF_ERROR_HELD if the session is left so.
  */
 bool vmf_restore_lazy_fill(VmfRestore *restore, GError **error);
 

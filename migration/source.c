@@ -10,8 +10,11 @@
 
 #include <sys/random.h>
 
+#include "block/disk.h"
 #include "stream/channel.h"
 #include "stream/clock.h"
+
+#define DISKS_NS (20 * VMF_NS_PER_MS)
 
 bool vmf_source_random_bytes(void *out, size_t length, GError **error)
 {
@@ -176,6 +179,37 @@ static void spare_main(VmfSource *source, bool spare)
     pthread_mutex_unlock(&source->session->lock);
 }
 
+/* ---- disks that are still being restored ------------------------------------------------------------------------------------ */
+
+bool vmf_source_disks_are_whole(VmfSource *source, bool *whole, GError **error)
+{
+    VmfGuest *guest = source->session->guest;
+
+    *whole = true;
+    for (unsigned i = 0; i < vmf_guest_n_disks(guest) && *whole; i++) {
+        const VmfGuestDisk *disk = vmf_guest_disk(guest, i);
+        VmfDisk *own = disk->ops.disk ? disk->ops.disk(disk->opaque) : NULL;
+        if (own && !vmf_disk_is_whole(own, whole, error))
+            return false;
+    }
+    return true;
+}
+
+bool vmf_source_await_disks(VmfSource *source, GError **error)
+{
+    VmfSession *session = source->session;
+    bool whole = false;
+
+    while (vmf_source_disks_are_whole(source, &whole, error) && !whole) {
+        pthread_mutex_lock(&session->lock);
+        vmf_session_wait_locked(session, vmf_now_ns() + DISKS_NS);
+        pthread_mutex_unlock(&session->lock);
+        if (!vmf_session_check_cancelled(session, error))
+            return false;
+    }
+    return whole;
+}
+
 /* ---- the whole ------------------------------------------------------------------------------------------------------------- */
 
 static bool migrate(VmfSource *source, GError **error)
@@ -194,7 +228,7 @@ static bool migrate(VmfSource *source, GError **error)
     if (source->pages->len > 0)
         spare_main(source, true);
     show_statistics(source, true);
-    if (session->stop_first && !vmf_source_stop_guest(source, error))
+    if (session->stop_first && (!vmf_source_await_disks(source, error) || !vmf_source_stop_guest(source, error)))
         return false;
     if (!set_up_owners(source, error))
         return false;

@@ -104,7 +104,13 @@ bool vmf_source_send_static_data(VmfSource *source, GError **error);
 /* Payload a second, lately: acknowledged, or where nobody acknowledges, taken. 0: not known. Any thread. */
 uint64_t vmf_source_rate(const VmfSource *source);
 
-/* The live rounds, until the policy says stop. */
+/*
+ * A guest that was restored while it ran may have disks of which a part is still in the image. It is not passed on before they are whole:
+ * *@whole says whether, false that they never will be; the second call waits.
+ */
+bool vmf_source_disks_are_whole(VmfSource *source, bool *whole, GError **error);
+bool vmf_source_await_disks(VmfSource *source, GError **error);
+/* The live rounds, until the policy says stop and the disks are whole. */
 bool vmf_source_precopy(VmfSource *source, GError **error);
 /* Slows the guest, or lets it go. */
 void vmf_source_throttle(VmfSource *source, unsigned percent);

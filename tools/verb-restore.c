@@ -209,6 +209,17 @@ static const char *runs_text(const Restore *restore)
     return vmf_machine_is_running(restore->serve.machine) ? "now runs" : "is now paused";
 }
 
+/* "7 requests waited for disks (p50 310 us, p99 1.1 ms, longest 1.1 ms), " */
+static void append_disks(GString *text, const json_t *detail)
+{
+    g_autofree char *p50 = vmf_format_ns(number(detail, "disk_fault_p50_ns")), *p99 = vmf_format_ns(number(detail, "disk_fault_p99_ns"));
+    g_autofree char *longest = vmf_format_ns(number(detail, "disk_fault_max_ns"));
+
+    if (number(detail, "disk_total_bytes") > 0)
+        g_string_append_printf(text, "%" G_GUINT64_FORMAT " requests waited for disks (p50 %s, p99 %s, longest %s), ",
+                               number(detail, "disk_faults"), p50, p99, longest);
+}
+
 /* "first instruction after 8.1 ms, 312 faults (p50 41 us, p99 180 us, longest 2.2 ms), 90 % of the working set after 95 ms, " */
 static char *lazy_text(const Restore *restore, const json_t *detail)
 {
@@ -222,6 +233,7 @@ static char *lazy_text(const Restore *restore, const json_t *detail)
     if (number(detail, "start_ns") > 0)
         g_string_append_printf(text, "first instruction after %s, ", start);
     g_string_append_printf(text, "%u faults (p50 %s, p99 %s, longest %s), ", (unsigned)number(detail, "faults"), p50, p99, longest);
+    append_disks(text, detail);
     if (number(detail, "working_set_ns") > 0)
         g_string_append_printf(text, "90 %% of the working set after %s, ", set);
     return g_string_free(text, FALSE);

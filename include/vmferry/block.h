@@ -107,7 +107,7 @@ void vmf_disk_drain(VmfDisk *disk);
 bool vmf_disk_acquire(VmfDisk *disk, GError **error);
 /*
  * Drains, flushes, closes, unlocks: another host may write from now on. Requests that come later fail. Fine where it is released already.
- * False: it could not be flushed, and is acquired still.
+ * False: it could not be flushed, or a part of it is still being restored (vmferry/restore.h; VMF_ERROR_STATE), and is acquired still.
  */
 bool vmf_disk_release(VmfDisk *disk, GError **error);
 

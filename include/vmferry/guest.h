@@ -58,6 +58,14 @@ typedef struct VmfGuestOps {
      * stop() takes it out of there by a signal, as KVM_RUN can be. Any thread; does not wait for the guest.
      */
     bool (*memory_lost)(void *opaque);
+
+    /*
+     * Such a guest needs a part of a disk that cannot be had, or not be written (disk_lost comes once, if ever); stop() comes next, and
+     * the guest is not started again. Once this has returned, requests for what is missing end with an error: the embedder keeps that from
+     * the guest, which does not get past waiting for them. Any thread, the disk's own among them; does not wait for the guest or the disk.
+     * NULL: the guest may get to see its requests fail before it is stopped, as it would on a disk that has a defect.
+     */
+    void (*disk_lost)(void *opaque);
 } VmfGuestOps;
 
 /*

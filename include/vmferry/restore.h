@@ -36,18 +36,23 @@ typedef struct VmfRestoreOptions {
 
 /*
  * Restores into @guest, which stands at its first instruction, like the target of a migration. Disks whose content is in the image are
- * written first, eagerly also where memory is lazy, by the rules for copied disks that arrive (vmferry/block.h, VmfDiskOptions.incoming,
+ * written first, by the rules for copied disks that arrive (vmferry/block.h, VmfDiskOptions.incoming,
  * .overwrite): the guest's disk of that name is their place. Where the session fails they are given up again. Other disks are compared.
  * @guest and @ops outlive the session, all
  * else is copied. Of @parameters those count that mean something without a peer: channels (how many threads read), fault.
  *
- * vmf_session_run() returns true once all memory is there and the guest was started (or stays stopped). False: nothing of it is left here.
- * The image is never written to, so it can be restored again.
+ * vmf_session_run() returns true once all memory, and each such disk, is there and the guest was started (or stays stopped). False:
+ * nothing of it is left here. The image is never written to, so it can be restored again.
  *
  * Lazily, the guest runs (or stays stopped) from status "postcopy-active" on, is its owner's to pause and resume, and can be the subject of
  * another session: a migration away brings what is missing as it goes. A cancel still takes the guest back: it is stopped, nothing of it is
- * left. A page that cannot be had stops it, and the session holds it (vmf_session_hold()) with that reason: it is never given wrong bytes.
- * Nobody can run it any more; vmf_session_resolve() without @run gives it up, with the page's error.
+ * left. A page that cannot be had, or a part of a disk, stops it, and the session holds it (vmf_session_hold()) with that reason: it is
+ * never given wrong bytes. Nobody can run it any more; vmf_session_resolve() without @run gives it up, with the page's error.
+ *
+ * Lazily, a disk that is a file can be used from the start on as well, under its other name ("PATH.partial"); it takes its own when all
+ * of it has come. Until then vmf_disk_release() of it fails (VMF_ERROR_STATE), as do backups; a migration or a save of the guest does not
+ * stop it before.
+ * Devices and exports, which have no other name, are written before the guest is started.
  */
 VmfSession *vmf_session_new_restore(VmfGuest *guest, const VmfRestoreOptions *options, const VmfParameters *parameters,
                                     const VmfSessionOps *ops, void *opaque);

@@ -248,6 +248,12 @@ typedef struct {
     uint64_t disk_mirrored_writes; /* of the guest, that ended at both ends */
     uint64_t downtime_disk_ns;     /* of the downtime: the last extents read and sent, and verified where that is asked for */
     uint64_t disk_base_bytes;      /* compared with the target's base, and not sent for that */
+
+    /* Of the disks of a guest that was restored (disk_total_bytes, disk_sent_bytes and disk_remaining_bytes are theirs, too): */
+    uint64_t disk_faults;          /* requests that had to wait for what was not there yet */
+    uint64_t disk_fault_p50_ns;    /* from when the disk got the request until that went on; the half were not slower */
+    uint64_t disk_fault_p99_ns;
+    uint64_t disk_fault_max_ns;
 } VmfStatistics;
 
 /* ---- sessions -------------------------------------------------------------------------------------------------------------- */
