@@ -219,6 +219,7 @@ static int enter(void **state)
 
     vmf_save_rig_init(&world->rig);
     world->rig.parameters.copy_disks = "all";
+    world->rig.parameters.downtime_limit_ns = 60 * UINT64_C(1000000000); /* storage may be slow to sync */
     world->rig.options.resume = true;
     world->model = g_malloc0(DISK_BYTES);
     world->at_stop = g_malloc0(DISK_BYTES);
