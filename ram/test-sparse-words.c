@@ -123,6 +123,26 @@ static void places_that_come_and_go_take_the_memory_of_those_that_are_there(void
     }
 }
 
+/* The list has entries that stand for nothing any more, which go while room is made for the others. */
+static void a_group_is_replaced_in_a_list_that_is_full(void **state)
+{
+    g_autoptr(VmfSparseWords) words = vmf_sparse_words_new(VMF_WORD_GROUP, "words", NULL);
+    uint64_t values[VMF_WORD_GROUP];
+    VmfPageSet which = {{0}};
+
+    for (uint64_t word = 0; word < 5; word++)
+        vmf_sparse_words_or(words, word, 1);
+    for (uint64_t word = 0; word < 3; word++)
+        vmf_sparse_words_take(words, word);
+    for (unsigned i = 0; i < 8; i++) {
+        vmf_page_set_add(&which, 20 + i);
+        values[20 + i] = 100 + i;
+    }
+    assert_true(vmf_sparse_words_store(words, 0, &which, values));
+    for (uint64_t word = 0; word < VMF_WORD_GROUP; word++)
+        assert_int_equal(vmf_sparse_words_get(words, word), word >= 20 && word < 28 ? 80 + word : word == 3 || word == 4);
+}
+
 static void many_words_cost_an_array_and_no_more(void **state)
 {
     g_autoptr(VmfSparseWords) words = vmf_sparse_words_new(N_WORDS, "words", NULL);
@@ -195,6 +215,30 @@ static void every_bit_is_taken_once(void **state)
         g_free(workers[i].count);
 }
 
+static void *fill_group(void *words)
+{
+    for (uint64_t word = 0; word < 200; word++)
+        vmf_sparse_words_or(words, word, 1);
+    return NULL;
+}
+
+/* Also in the moment in which its group becomes an array. */
+static void what_was_set_is_there_to_be_taken(void **state)
+{
+    for (unsigned round = 0; round < 500; round++) {
+        g_autoptr(VmfSparseWords) words = vmf_sparse_words_new(VMF_WORD_GROUP, "words", NULL);
+        pthread_t thread;
+
+        assert_int_equal(pthread_create(&thread, NULL, fill_group, words), 0);
+        do {
+            assert_int_equal(vmf_sparse_words_or(words, 300, 2), 0);
+            assert_int_equal(vmf_sparse_words_get(words, 300), 2);
+            assert_int_equal(vmf_sparse_words_take(words, 300), 2);
+        } while (!vmf_sparse_words_is_array(words, 0));
+        pthread_join(thread, NULL);
+    }
+}
+
 static void an_impossible_size_is_an_error(void **state)
 {
     g_autoptr(GError) error = NULL;
@@ -209,8 +253,10 @@ int main(void)
         cmocka_unit_test(random_changes_agree_with_a_model),
         cmocka_unit_test(what_is_read_is_what_was_asked_for),
         cmocka_unit_test(places_that_come_and_go_take_the_memory_of_those_that_are_there),
+        cmocka_unit_test(a_group_is_replaced_in_a_list_that_is_full),
         cmocka_unit_test(many_words_cost_an_array_and_no_more),
         cmocka_unit_test(every_bit_is_taken_once),
+        cmocka_unit_test(what_was_set_is_there_to_be_taken),
         cmocka_unit_test(an_impossible_size_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
