@@ -38,7 +38,8 @@ typedef struct {
     /*
      * The disk may arrive with a guest that is migrated into this one: a file need not be there, and its size is that of the disk which
      * comes. What is there already is replaced by a copy only if it is not smaller, nobody uses it, and it holds no filesystem and no
-     * partition table; @overwrite: those two may go too.
+     * partition table; @overwrite: those two may go too. Where the source says that a base of the disk is here
+     * (VmfParameters.incremental_bitmap) it is written over, once it was found to be that.
      */
     bool incoming, overwrite;
     const char *backend; /* "io_uring", "libaio", "threads"; NULL or "auto": the first of these that works here */
