@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The benchmark of disks that are copied, once everything is built: interleaved runs of ours, of a plain direct copy of the same file at
-the same depth, and of QEMU's blockdev-mirror over NBD. Started by scripts/bench."""
+the same depth, and of QEMU's blockdev-mirror over NBD; and how long a guest's writes take meanwhile. Started by scripts/bench."""
 import argparse
 import json
 import os
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 
+import disk_latency
 import qemu
 from downtime import Host
 from places import Place, drop_caches
@@ -154,9 +155,11 @@ def parse(arguments):
     parser = argparse.ArgumentParser(prog='scripts/bench block')
     parser.add_argument('build')
     parser.add_argument('--json', action='store_true')
-    parser.add_argument('--case', action='append', nargs='+', choices=list(CASES), default=[])
+    parser.add_argument('--case', action='append', nargs='+', choices=[*CASES, *disk_latency.CASES], default=[])
     parser.add_argument('--pairs', type=int, default=5)
     parser.add_argument('--size', type=parse_size, default=4 * GIB)
+    parser.add_argument('--rate', type=int, default=1000)
+    parser.add_argument('--depth', type=int, default=8)
     parser.add_argument('--patience', type=float, default=5)
     parser.add_argument('--disk', default='bench-work', metavar='FOLDER')
     parser.add_argument('--tmpfs', default='/dev/shm', metavar='FOLDER')
@@ -164,6 +167,17 @@ def parse(arguments):
     parser.add_argument('--qemu', choices=('auto', 'installed', 'current', 'none'), default='auto')
     parser.add_argument('--qemu-root', default='qemu-current')
     return parser.parse_args(arguments)
+
+
+def print_tables(records):
+    latencies = [record for record in records if record['case'] in disk_latency.CASES]
+    bulk = [record for record in records if record not in latencies]
+    if bulk:
+        print('\n'.join([HEAD, *map(row, bulk)]))
+        print('ratios: min/median/max of runs, above 1 we are faster')
+    if latencies:
+        print('\n'.join([disk_latency.HEAD, *map(disk_latency.row, latencies)]))
+        print("ratios: min/median/max of pairs, what the guest's writes took beside what they took there; CPUs: of both ends and the guest")
 
 
 def main():
@@ -176,10 +190,11 @@ def main():
         for kind in ('disk', 'tmpfs'):
             if options.storage not in (kind, 'both'):
                 continue
-            for name in [name for group in options.case for name in group] or list(CASES):
+            for name in [name for group in options.case for name in group] or [*CASES, *disk_latency.CASES]:
                 place = Place(kind, getattr(options, kind))
                 try:
-                    records.append(run_case(options, programs, name, place))
+                    records.append(disk_latency.run_case(options, programs, name, place, fill) if name in disk_latency.CASES
+                                   else run_case(options, programs, name, place))
                     if options.json:
                         print(json.dumps(records[-1]), flush=True)
                 except (BenchError, OSError, ValueError, subprocess.SubprocessError) as error:
@@ -191,8 +206,7 @@ def main():
         if options.qemu_found:
             options.qemu_found.close()
     if not options.json:
-        print('\n'.join([HEAD, *map(row, records)]))
-        print('ratios: min/median/max of runs, above 1 we are faster')
+        print_tables(records)
     return 1 if failures else 0
 
 
