@@ -22,7 +22,7 @@
 #define ROUND_WAIT_NS (20 * 1000 * 1000)
 
 typedef struct {
-    char *role, *uri, *path;
+    char *role, *uri, *path, *bandwidth;
     int per_second, depth, seconds;
     int64_t goal_us;
     gboolean mirror, verify;
@@ -161,6 +161,7 @@ static void set_parameters(const Bench *bench, VmfParameters *parameters)
     parameters->copy_disks = "all";
     parameters->verify_disks = bench->options.verify;
     parameters->mirror_disks = bench->options.mirror;
+    parameters->max_bandwidth = bench->options.bandwidth ? bench_parse_size(bench->options.bandwidth) : 0;
     parameters->disk_latency_goal_ns = (uint64_t)bench->options.goal_us * 1000;
     if (bench->options.mirror)
         parameters->policy = &mirror_policy;
@@ -257,6 +258,7 @@ static bool parse(Options *options, int argc, char **argv, GError **error)
         {"depth", 0, 0, G_OPTION_ARG_INT, &options->depth, "Writes under way, at most (8)", "N"},
         {"uri", 0, 0, G_OPTION_ARG_STRING, &options->uri, "Where the migration goes, or comes from", "URI"},
         {"goal", 0, 0, G_OPTION_ARG_INT64, &options->goal_us, "The latency goal in microseconds (none)", "N"},
+        {"bandwidth", 0, 0, G_OPTION_ARG_STRING, &options->bandwidth, "Bytes a second, at most (no limit)", "SIZE"},
         {"mirror", 0, 0, G_OPTION_ARG_NONE, &options->mirror, "Mirror what is written", NULL},
         {"seconds", 0, 0, G_OPTION_ARG_INT, &options->seconds, "... for so long (5)", "N"},
         {"verify", 0, 0, G_OPTION_ARG_NONE, &options->verify, "Compare the disks at the end", NULL},

@@ -61,7 +61,6 @@ static Slot *wait_for_next(BenchDiskLoad *load)
         }
         if (!load->paused && load->under_way < load->depth)
             break;
-        load->schedule.kept_back = !load->paused;
         pthread_cond_wait(&load->changed, &load->lock);
     }
     for (unsigned i = 0; !load->over && i < load->depth; i++)
@@ -81,7 +80,8 @@ static void *submit_all(void *opaque)
         load->under_way++;
         pthread_mutex_unlock(&load->lock);
         slot->request.offset = bench_write_place(vmf_disk_size(load->disk), load->schedule.n);
-        slot->begun_ns = bench_schedule_take(&load->schedule, bench_now_ns());
+        slot->begun_ns = bench_now_ns();
+        bench_schedule_take(&load->schedule, slot->begun_ns);
         vmf_disk_submit(load->disk, &slot->request);
         pthread_mutex_lock(&load->lock);
     }

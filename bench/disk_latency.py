@@ -27,6 +27,7 @@ class Load:
         self.both_ends = os.path.join(options.build, 'bench', 'raw-mirror')
         self.copy, self.patience_s = programs.copy, programs.patience_s
         self.words = [f'--rate={options.rate}', f'--depth={options.depth}']
+        self.bandwidth = [f'--bandwidth={options.bandwidth}'] if options.bandwidth else []
 
 
 def get_rid(*paths):
@@ -100,7 +101,7 @@ def run_beside_copy(load, place, state):
 
 
 def run_ours(load, place, state):
-    run = migrate(load, place)
+    run = migrate(load, place, *load.bandwidth)
     state['rate'] = int(run['result']['bytes'] / run['total_s'])
     return run
 
@@ -180,7 +181,7 @@ def record_of(options, name, place, pairs, other, limit):
     ours = [pair['ours']['result'] for pair in pairs]
     record['ours_copied_mbps'] = spread_of([result['bytes'] / result['total_ns'] * 1e3 for result in ours], 0)
     record['others_cpus'] = spread_of([run['others_cpus'] for pair in pairs for run in pair.values()], 2)
-    record.update(rate=options.rate, depth=options.depth, size_bytes=options.size, pairs=options.pairs)
+    record.update(bandwidth=options.bandwidth, rate=options.rate, depth=options.depth, size_bytes=options.size, pairs=options.pairs)
     return record
 
 

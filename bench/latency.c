@@ -19,18 +19,10 @@ int64_t bench_schedule_due_ns(const BenchSchedule *schedule)
     return schedule->begun_ns + (int64_t)schedule->n * schedule->interval_ns;
 }
 
-int64_t bench_schedule_take(BenchSchedule *schedule, int64_t now_ns)
+void bench_schedule_take(BenchSchedule *schedule, int64_t now_ns)
 {
-    int64_t due_ns = bench_schedule_due_ns(schedule);
-
+    schedule->begun_ns += now_ns - bench_schedule_due_ns(schedule);
     schedule->n++;
-    if (schedule->kept_back) {
-        schedule->kept_back = bench_schedule_due_ns(schedule) < now_ns;
-        return due_ns;
-    }
-    /* Woken late: those that were missed come one after the other from now on, not all at once. */
-    schedule->begun_ns += now_ns - due_ns;
-    return now_ns;
 }
 
 uint64_t bench_write_place(uint64_t size, uint64_t n)

@@ -3,8 +3,8 @@
  * A guest's load on its disk, as all sides of a ratio have it: writes of 4 KiB at random places that come due by the clock, at a fixed
  * rate, never more than so many under way; and how long they took.
  *
- * A write's time begins when it is submitted, or when it came due if it had to wait for others of its own to end: so a stall counts for
- * every write that it kept back. That the thread that submits was woken late does not count.
+ * A write's time is from its submission to its end, as fio has it. One that was late, because the thread that submits was woken late or as
+ * many as may be were under way, is not caught up with: how many were reached a second tells of that.
  */
 #ifndef BENCH_LATENCY_H
 #define BENCH_LATENCY_H
@@ -18,15 +18,14 @@
 /* When writes come due. One thread. */
 typedef struct {
     int64_t begun_ns, interval_ns;
-    uint64_t n;      /* that were taken */
-    bool kept_back;  /* the caller's to set: the next one is due and waits for others */
+    uint64_t n; /* that were taken */
 } BenchSchedule;
 
 void bench_schedule_init(BenchSchedule *schedule, unsigned per_second);
 /* When the next one is due. */
 int64_t bench_schedule_due_ns(const BenchSchedule *schedule);
-/* Takes it, which is due; @now_ns. Returns when its time began. */
-int64_t bench_schedule_take(BenchSchedule *schedule, int64_t now_ns);
+/* Takes it, which is due. */
+void bench_schedule_take(BenchSchedule *schedule, int64_t now_ns);
 /* The n-th place on a disk of @size. */
 uint64_t bench_write_place(uint64_t size, uint64_t n);
 

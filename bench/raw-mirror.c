@@ -149,7 +149,8 @@ static void begin_one(Mirror *mirror, uint32_t number)
     Head head = {.offset = offset, .slot = number};
     struct iovec iov[] = {{&head, sizeof(head)}, {buffers + (size_t)number * BENCH_WRITE_BYTES, BENCH_WRITE_BYTES}};
 
-    mirror->slots[number] = (Slot){.begun_ns = bench_schedule_take(&mirror->schedule, bench_now_ns()), .left = 2};
+    mirror->slots[number] = (Slot){.begun_ns = bench_now_ns(), .left = 2};
+    bench_schedule_take(&mirror->schedule, mirror->slots[number].begun_ns);
     if (writev(mirror->fd, iov, 2) != (ssize_t)(sizeof(head) + BENCH_WRITE_BYTES))
         bench_die("socket");
     begin_write(&mirror->ring, mirror->file, offset, number);
@@ -162,7 +163,6 @@ static int64_t begin_all_due(Mirror *mirror)
         uint32_t number = 0;
         while (number < mirror->depth && mirror->slots[number].left > 0)
             number++;
-        mirror->schedule.kept_back |= number == mirror->depth;
         if (number == mirror->depth)
             return -1;
         begin_one(mirror, number);

@@ -63,6 +63,16 @@ void vmf_disk_dirty_mark(VmfDiskDirty *dirty, uint64_t offset, uint64_t length)
         atomic_fetch_or(&dirty->words[granule / 64], mask_of(granule, end));
 }
 
+void vmf_disk_dirty_clear(VmfDiskDirty *dirty, uint64_t offset, uint64_t length)
+{
+    if (length == 0)
+        return;
+    uint64_t end = (offset + length - 1) / VMF_DISK_GRANULE_BYTES + 1;
+
+    for (uint64_t granule = offset / VMF_DISK_GRANULE_BYTES; granule < end; granule = (granule | 63) + 1)
+        atomic_fetch_and(&dirty->words[granule / 64], ~mask_of(granule, end));
+}
+
 bool vmf_disk_dirty_is_set(VmfDiskDirty *dirty, uint64_t granule)
 {
     return atomic_load(&dirty->words[granule / 64]) >> (granule & 63) & 1;

@@ -26,6 +26,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfDiskDirty, vmf_disk_dirty_free)
 uint64_t vmf_disk_dirty_granules(const VmfDiskDirty *dirty); /* of the disk, the last one may be shorter */
 /* Any thread. Sets all granules that [offset, offset + length) touches; the range lies within the disk. */
 void vmf_disk_dirty_mark(VmfDiskDirty *dirty, uint64_t offset, uint64_t length);
+/* Any thread. Clears those that lie in it, as far as they were set. */
+void vmf_disk_dirty_clear(VmfDiskDirty *dirty, uint64_t offset, uint64_t length);
 /* Any thread. */
 bool vmf_disk_dirty_is_set(VmfDiskDirty *dirty, uint64_t granule);
 uint64_t vmf_disk_dirty_count(VmfDiskDirty *dirty); /* granules; of a moment that is over */

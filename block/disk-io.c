@@ -25,23 +25,6 @@
 
 #define MEMORY_ALIGNMENT 4096u
 
-struct VmfDiskOp {
-    VmfStorageRequest storage; /* first: the storage gives it back */
-    VmfDiskOp *next;
-    VmfDisk *disk;
-    VmfDiskRequest *request;
-    void *copy; /* NULL: memory of the request's own is used */
-    GError *refused;
-    int64_t submitted_ns; /* 0: its latency is not watched */
-    int64_t held_ns;      /* since when; 0: not held */
-    const void *passed;   /* the opaque of the gate that let it go; NULL: none was asked */
-    bool marked;
-    bool beneath; /* no gate is asked, nobody counts it */
-    struct iovec whole; /* of the copy */
-    unsigned n_iov;
-    struct iovec iov[]; /* of the request; the storage's while it is there, unless there is a copy */
-};
-
 /* ---- dirty tracking ---------------------------------------------------------------------------------------------- */
 
 static bool changes_data(const VmfDiskRequest *request)
@@ -117,10 +100,25 @@ static VmfDiskOp *new_op(VmfDisk *disk, VmfDiskRequest *request, bool has_data)
     unsigned n_iov = has_data ? request->n_iov : 0;
     VmfDiskOp *op = g_malloc(sizeof(*op) + n_iov * sizeof(op->iov[0]));
 
-    *op = (VmfDiskOp){.disk = disk, .request = request, .n_iov = n_iov};
+    *op = (VmfDiskOp){.disk = disk, .request = request, .refs = 1, .n_iov = n_iov};
     if (n_iov)
         memcpy(op->iov, request->iov, n_iov * sizeof(op->iov[0]));
     return op;
+}
+
+void vmf_disk_op_ref(VmfDiskOp *op)
+{
+    g_atomic_int_inc(&op->refs);
+}
+
+void vmf_disk_op_unref(VmfDiskOp *op)
+{
+    if (!g_atomic_int_dec_and_test(&op->refs))
+        return;
+    free(op->copy);
+    g_clear_error(&op->refused);
+    g_clear_error(&op->failure);
+    g_free(op);
 }
 
 /* Lock held: the queue stays as long as it is waited in. */
@@ -195,88 +193,22 @@ static void watch_end(VmfDisk *disk, const VmfDiskOp *op)
     disk->n_late += (uint64_t)(vmf_now_ns() - op->submitted_ns) > disk->latency_goal_ns;
 }
 
-/* ---- ends that are kept ------------------------------------------------------------------------------------------ */
-
-bool vmf_disk_keep_ends(VmfDisk *disk, void (*kept)(void *opaque), void *opaque)
-{
-    pthread_mutex_lock(&disk->lock);
-    bool keeps = !disk->ends_kept && disk->acquired;
-    if (keeps) {
-        disk->ends_kept = kept;
-        disk->ends_opaque = opaque;
-    }
-    pthread_mutex_unlock(&disk->lock);
-    return keeps;
-}
-
-uint64_t vmf_disk_ends_kept(VmfDisk *disk)
-{
-    pthread_mutex_lock(&disk->lock);
-    uint64_t n = disk->n_kept;
-    pthread_mutex_unlock(&disk->lock);
-    return n;
-}
-
 /* Lock held. */
-static void let_go(VmfDisk *disk, uint64_t end)
+void vmf_disk_may_tell(VmfDisk *disk, VmfDiskOp *op)
 {
     VmfDiskOp **tail = &disk->to_tell;
 
     while (*tail)
         tail = &(*tail)->next;
-    for (; disk->kept && disk->n_let_go < end; disk->n_let_go++) {
-        *tail = disk->kept;
-        disk->kept = disk->kept->next;
-        tail = &(*tail)->next;
-        *tail = NULL;
-    }
-    if (!disk->kept)
-        disk->kept_tail = &disk->kept;
-    if (disk->to_tell)
-        wake(disk);
-}
-
-void vmf_disk_let_go(VmfDisk *disk, uint64_t end)
-{
-    pthread_mutex_lock(&disk->lock);
-    let_go(disk, end);
-    pthread_mutex_unlock(&disk->lock);
-}
-
-/* Lock held. */
-static void let_go_of_all(VmfDisk *disk)
-{
-    disk->ends_kept = NULL;
-    let_go(disk, UINT64_MAX);
-}
-
-void vmf_disk_stop_keeping_ends(VmfDisk *disk)
-{
-    pthread_mutex_lock(&disk->lock);
-    let_go_of_all(disk);
-    pthread_mutex_unlock(&disk->lock);
-}
-
-/* The I/O thread. Whether the end of @op waits. */
-static bool keep_end(VmfDisk *disk, VmfDiskOp *op)
-{
-    pthread_mutex_lock(&disk->lock);
-    bool kept = disk->ends_kept != NULL;
-    if (kept) {
-        op->next = NULL;
-        *disk->kept_tail = op;
-        disk->kept_tail = &op->next;
-        disk->n_kept++;
-        disk->ends_kept(disk->ends_opaque);
-    }
-    pthread_mutex_unlock(&disk->lock);
-    return kept;
+    op->next = NULL;
+    *tail = op;
+    wake(disk);
 }
 
 /* ---- the gate ---------------------------------------------------------------------------------------------------- */
 
 /* Lock held. */
-static void move_gate(VmfDisk *disk)
+void vmf_disk_move_gate(VmfDisk *disk)
 {
     disk->gate_moved = true;
     wake(disk);
@@ -285,7 +217,7 @@ static void move_gate(VmfDisk *disk)
 void vmf_disk_gate_moved(VmfDisk *disk)
 {
     pthread_mutex_lock(&disk->lock);
-    move_gate(disk);
+    vmf_disk_move_gate(disk);
     pthread_mutex_unlock(&disk->lock);
 }
 
@@ -296,7 +228,7 @@ bool vmf_disk_set_gate(VmfDisk *disk, const VmfDiskGate *gate, void *opaque)
     if (set) {
         disk->gate = gate;
         disk->gate_opaque = opaque;
-        move_gate(disk);
+        vmf_disk_move_gate(disk);
     }
     pthread_mutex_unlock(&disk->lock);
     return set;
@@ -306,7 +238,7 @@ void vmf_disk_clear_gate(VmfDisk *disk)
 {
     pthread_mutex_lock(&disk->lock);
     disk->gate = NULL;
-    move_gate(disk);
+    vmf_disk_move_gate(disk);
     pthread_mutex_unlock(&disk->lock);
 }
 
@@ -315,8 +247,8 @@ void vmf_disk_open_gate(VmfDisk *disk)
     pthread_mutex_lock(&disk->lock);
     if (disk->gate)
         disk->gate->released(disk->gate_opaque);
-    let_go_of_all(disk);
-    move_gate(disk);
+    vmf_tee_end_locked(disk);
+    vmf_disk_move_gate(disk);
     pthread_mutex_unlock(&disk->lock);
 }
 
@@ -355,16 +287,14 @@ static void tell(VmfDiskOp *op, const GError *error)
 {
     op->request->done(op->request, error);
     op->disk->n_ended++;
-    free(op->copy);
-    g_clear_error(&op->refused);
-    g_free(op);
+    vmf_disk_op_unref(op);
 }
 
 static void tell_all(VmfDiskOp *list)
 {
     for (VmfDiskOp *next; list; list = next) {
         next = list->next;
-        tell(list, NULL);
+        tell(list, list->failure);
     }
 }
 
@@ -384,8 +314,10 @@ static void end(VmfDiskOp *op, const GError *error)
     g_autoptr(GError) unrecorded = NULL;
 
     pthread_mutex_lock(&disk->lock);
-    if (op->marked)
+    if (op->marked) {
         mark(disk, request, VMF_BITMAPS_ENDS);
+        vmf_tee_mark(disk, op, error != NULL);
+    }
     disk->changing -= op->marked;
     disk->gate_moved |= disk->gate && disk->changing == 0; /* it waits for that, perhaps */
     tell_gate(disk, op, error != NULL);
@@ -396,7 +328,7 @@ static void end(VmfDiskOp *op, const GError *error)
     /* A bitmap may have come since it began. */
     if (op->marked && !vmf_bitmaps_commit(disk->bitmaps, error ? NULL : &unrecorded))
         error = error ? error : unrecorded;
-    if (!op->marked || error || !keep_end(disk, op))
+    if (!op->marked || !vmf_tee_lands(disk, op, error))
         tell(op, error);
 }
 
@@ -434,7 +366,7 @@ static bool needs_copy(const VmfDiskOp *op)
 
     if (op->n_iov == 0)
         return false;
-    if (op->request->operation == VMF_DISK_WRITE && op->disk->copies_writes)
+    if (op->request->operation == VMF_DISK_WRITE && (op->disk->copies_writes || op->teed))
         return true;
     for (unsigned i = 0; i < op->n_iov; i++)
         mixed |= (uintptr_t)op->iov[i].iov_base | op->iov[i].iov_len;
@@ -462,6 +394,8 @@ static void begin(VmfDiskOp *op)
 
     if (!op->refused && needs_copy(op) && !make_copy(op))
         op->refused = refusal(op->disk, VMF_ERROR_MEMORY, "out of memory");
+    if (op->marked)
+        vmf_tee_put(op->disk, op);
     if (op->refused) {
         end(op, op->refused);
         return;
@@ -485,6 +419,8 @@ static bool is_held(VmfDisk *disk, VmfDiskOp *op)
     const VmfDiskGate *gate = disk->gate;
     bool asks = gate && !op->refused && (op->marked || (gate->reads && !op->beneath && op->request->operation == VMF_DISK_READ));
 
+    if (op->marked && vmf_tee_holds(disk, op))
+        return true;
     if (asks && gate->holds(disk->gate_opaque, op->request, &op->refused)) {
         op->held_ns = op->held_ns ? op->held_ns : vmf_now_ns();
         return true;
@@ -509,6 +445,8 @@ static VmfDiskOp *pass_gate(VmfDisk *disk, VmfDiskOp *list)
         **end = op;
         *end = &op->next;
         disk->changing += op->marked && !held;
+        if (op->marked && !held)
+            vmf_tee_join(disk, op);
     }
     return passed;
 }

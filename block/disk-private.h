@@ -16,6 +16,32 @@
 #define VMF_DISK_DEPTH 64u
 
 typedef struct VmfDiskOp VmfDiskOp;
+typedef struct VmfDiskTee VmfDiskTee;
+
+struct VmfDiskOp {
+    VmfStorageRequest storage; /* first: the storage gives it back */
+    VmfDiskOp *next;
+    VmfDisk *disk;
+    VmfDiskRequest *request;
+    int refs;   /* atomic */
+    void *copy; /* NULL: memory of the request's own is used */
+    GError *refused;
+    int64_t submitted_ns; /* 0: its latency is not watched */
+    int64_t held_ns;      /* since when; 0: not held */
+    const void *passed;   /* the opaque of the gate that let it go; NULL: none was asked */
+    bool marked;
+    bool beneath; /* no gate is asked, nobody counts it */
+    /* tee.c; under the lock */
+    bool teed; /* in flight: those that wait for the other end, or will */
+    bool landed, arrived, sent;
+    GError *failure; /* of the storage, for when it is told of */
+    uint64_t first_number, n_pieces, n_left;
+    VmfDiskOp *flight_next, **flight_before, *queue_next;
+
+    struct iovec whole; /* of the copy */
+    unsigned n_iov;
+    struct iovec iov[]; /* of the request; the storage's while it is there, unless there is a copy */
+};
 
 struct VmfDisk {
     char *name;
@@ -53,11 +79,8 @@ struct VmfDisk {
     GError *lost;    /* and will be for ever; NULL: not that anybody knows */
     uint64_t latency_goal_ns;     /* 0: nobody watches */
     uint64_t n_watched, n_late;   /* since it was asked for */
-    void (*ends_kept)(void *opaque); /* NULL: nobody keeps ends */
-    void *ends_opaque;
-    VmfDiskOp *kept, **kept_tail; /* changes that have ended and were not told of, in that order */
-    uint64_t n_kept, n_let_go;    /* ever; the first of kept is number n_let_go */
-    VmfDiskOp *to_tell;           /* what was let go */
+    VmfDiskTee *tee;    /* NULL: none */
+    VmfDiskOp *to_tell; /* changes that ended before, and that are to be told of now */
     bool waiting; /* the I/O thread sleeps in the storage's queue, and was not woken */
     VmfDiskOp *head, **tail; /* submitted, not taken by the I/O thread */
     uint64_t under_way;      /* submitted, and the I/O thread is not finished with it */
@@ -81,10 +104,25 @@ void vmf_disk_close_anyway(VmfDisk *disk);
 bool vmf_disk_error(const VmfDisk *disk, VmfErrorCode code, const char *operation, const char *why, GError **error);
 
 /* disk-io.c */
-/* The disk is about to be released, or freed: its gate lets all pass, and nobody keeps ends. */
+/* The disk is about to be released, or freed: its gate lets all pass, and its tee ends. */
 void vmf_disk_open_gate(VmfDisk *disk);
 bool vmf_disk_io_start(VmfDisk *disk, GError **error);
 /* Nothing is under way. */
 void vmf_disk_io_end(VmfDisk *disk);
+/* For tee.c, as the next three: lock held. What is held is asked for again. */
+void vmf_disk_move_gate(VmfDisk *disk);
+/* It was not told of when it ended. */
+void vmf_disk_may_tell(VmfDisk *disk, VmfDiskOp *op);
+void vmf_disk_op_ref(VmfDiskOp *op);
+void vmf_disk_op_unref(VmfDiskOp *op);
+
+/* tee.c, of changes on the disk's thread. Lock held: whether it is to wait; it goes on; it is marked, having ended. */
+bool vmf_tee_holds(const VmfDisk *disk, const VmfDiskOp *op);
+void vmf_tee_join(VmfDisk *disk, VmfDiskOp *op);
+void vmf_tee_mark(VmfDisk *disk, const VmfDiskOp *op, bool failed);
+void vmf_tee_end_locked(VmfDisk *disk);
+/* Lock not held: it is begun, its copy made, or refused; it has ended at the storage. True: it is told of later. */
+void vmf_tee_put(VmfDisk *disk, VmfDiskOp *op);
+bool vmf_tee_lands(VmfDisk *disk, VmfDiskOp *op, const GError *error);
 
 #endif

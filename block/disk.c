@@ -148,7 +148,6 @@ static VmfDisk *new_disk(const char *name, const VmfDiskOptions *options)
     disk->overwrite = own.overwrite;
     disk->lock_fd = -1;
     disk->tail = &disk->head;
-    disk->kept_tail = &disk->kept;
     disk->held_tail = &disk->held;
     disk->dirty = g_ptr_array_new();
     disk->bitmaps = vmf_bitmaps_new(name);

@@ -25,19 +25,6 @@ void vmf_disk_watch_latency(VmfDisk *disk, uint64_t goal_ns);
 void vmf_disk_take_latency(VmfDisk *disk, uint64_t *n, uint64_t *n_late);
 
 /*
- * Keeping ends: a write, zero or discard that went well is not told of (its done() waits, and drains wait for it) until it is let go. For
- * whoever has to put it elsewhere as well first. @kept is called for each one, on the disk's thread, with a lock held: it only notes that.
- * One at a time: false, another keeps them, or the disk is released. Where it is released meanwhile all are let go.
- */
-bool vmf_disk_keep_ends(VmfDisk *disk, void (*kept)(void *opaque), void *opaque);
-/* How many were kept so far: they are numbered in the order of their ends, and marked as dirty (dirty.h) when they count. */
-uint64_t vmf_disk_ends_kept(VmfDisk *disk);
-/* Lets go of those with numbers below @end. Any thread, as what follows. */
-void vmf_disk_let_go(VmfDisk *disk, uint64_t end);
-/* Lets go of all, and keeps no more. Fine where none are kept. */
-void vmf_disk_stop_keeping_ends(VmfDisk *disk);
-
-/*
  * What of [offset, offset + length) of an acquired disk is there: the first extent (stream/storage.h); what is missing
  * (below) may be data. Any thread but the disk's, as long as it stays acquired. A write that is under way, or comes
  * meanwhile, may be missed.

@@ -2,27 +2,27 @@
 /*
  * Theory of Operation
  *
- *   guest's write:  dirty . storage . dirty . its end is kept ........................ let go: the guest is told
- *   mirror:                              count what was kept . pass . DISK_SYNC (written) . answer
+ *   guest's write . storage ............................................. both: the guest is told
+ *                 . queue . number, sum, EXTENT (mirrored) . target's storage . MIRRORED
  *
- * Whatever was kept when it counted is marked as dirty, and a pass sends all that is marked; once the target has
- * answered that all of it is written, those writes are at both ends. What ends meanwhile waits for the next turn: so
- * many writes share a turn, and none waits for more than two.
+ * The two ways are gone at once (block/tee.h), so that a write takes as long as the slower of them. Only what was
+ * written goes over, not the granule around it: that it arrived, in this order, is proved by a sum of its own, which is
+ * part of the disk's (docs/stream-format.rst, *Disks*), and nothing is read back.
  *
- * A granule goes out whole, for it is what has a digest. It is read back for that, after the write has landed, by the
- * same requests as in any other pass: that copy, mirror and guest exclude each other comes from that there is but one
- * who sends.
+ * What is still to be copied when the mirror begins, and granules in which a write failed, go out in passes as ever.
+ * A pass keeps the guest's writes away from what it reads until that is sent; so there is one more for each of these
+ * granules, and then none. Passes are the session's thread's; what has to be in one order in both, the sums and the
+ * records that carry them, is under source->order.
  */
 #include "migration/disk-mirror.h"
 
 #include <vmferry/error.h>
 
-#include "block/disk.h"
+#include "block/tee.h"
 #include "stream/clock.h"
 
 #define STUCK_NS                                                                                                       \
-    (1 * VMF_NS_PER_S) /* in which a turn sends nothing and does not end: longer than a guest should wait for nothing  \
-                        */
+    (1 * VMF_NS_PER_S) /* in which nothing gets on: longer than a guest should wait for nothing */
 
 struct VmfDiskMirror {
     VmfDiskSource *source;
@@ -30,60 +30,108 @@ struct VmfDiskMirror {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    bool kept, quit; /* under the lock */
-    GError *error;   /* the thread's, until it has ended */
+    bool begun, quit; /* under the lock */
+    GError *error;    /* the thread's, until it has ended */
     _Atomic bool on;
-    _Atomic uint64_t turns;          /* that have begun or ended: odd while one runs */
-    uint64_t seen_turns, seen_bytes; /* the watchdog's: when anything moved last */
+    _Atomic bool caught_up;
+    uint64_t ended_before;   /* caught up */
+    _Atomic uint64_t writes; /* as it let go */
+    uint64_t seen_arrived, seen_bytes; /* the watchdog's: when anything moved last */
     int64_t seen_ns;
-    _Atomic uint64_t writes;
-    uint64_t *counts; /* the thread's: what was kept of each disk when the turn began */
 };
 
-static void on_kept(void *opaque)
+static void on_begun(void *opaque)
 {
     VmfDiskMirror *mirror = opaque;
 
     pthread_mutex_lock(&mirror->lock);
-    mirror->kept = true;
+    mirror->begun = true;
     pthread_cond_signal(&mirror->changed);
     pthread_mutex_unlock(&mirror->lock);
 }
 
-static void let_go_of_all(VmfDiskMirror *mirror)
+static VmfTeeInfo sum_up(const VmfDiskMirror *mirror)
 {
-    mirror->on = false;
-    for (unsigned i = 0; i < mirror->source->n_disks; i++)
-        vmf_disk_stop_keeping_ends(mirror->source->disks[i].disk);
+    VmfTeeInfo all = {0}, one;
+
+    for (unsigned i = 0; i < mirror->source->n_disks; i++) {
+        vmf_disk_tee_get_info(mirror->source->disks[i].disk, &one);
+        all.n_waiting += one.n_waiting;
+        all.n_arrived += one.n_arrived;
+        all.n_ended += one.n_ended;
+    }
+    return all;
 }
 
-static bool take_turn(VmfDiskMirror *mirror)
+uint64_t vmf_disk_mirror_writes(const VmfDiskMirror *mirror)
+{
+    uint64_t n = sum_up(mirror).n_ended, now = mirror->caught_up && n > mirror->ended_before ? n - mirror->ended_before : 0;
+
+    return MAX(now, mirror->writes);
+}
+
+static void let_go_of_all(VmfDiskMirror *mirror)
+{
+    mirror->writes = vmf_disk_mirror_writes(mirror);
+    mirror->on = false;
+    for (unsigned i = 0; i < mirror->source->n_disks; i++)
+        vmf_disk_tee_end(mirror->source->disks[i].disk);
+}
+
+static bool send_piece(VmfDiskMirror *mirror, unsigned i, uint64_t offset, const uint8_t *data, uint64_t length)
 {
     VmfDiskSource *source = mirror->source;
-    uint64_t before = 0, after = 0;
+    VmfWireExtent extent = {
+        .disk = source->indexes[i],
+        .flags = VMF_EXTENT_MIRRORED | (data ? 0 : VMF_EXTENT_IS_ZERO),
+        .offset = offset,
+        .length = length,
+    };
 
-    mirror->turns++;
-    for (unsigned i = 0; i < source->n_disks; i++) {
-        before += mirror->counts[i];
-        mirror->counts[i] = vmf_disk_ends_kept(source->disks[i].disk);
-        after += mirror->counts[i];
-    }
-    bool sent = vmf_disk_source_send_turn(source, mirror->stream, &mirror->error);
-    mirror->turns++;
-    for (unsigned i = 0; sent && mirror->on && i < source->n_disks; i++)
-        vmf_disk_let_go(source->disks[i].disk, mirror->counts[i]);
-    mirror->writes += sent && mirror->on ? after - before : 0;
+    pthread_mutex_lock(&source->order);
+    vmf_disk_proof_mirror(&source->disks[i].proof, source->n_mirrored++, offset, data, length);
+    source->sent_bytes += data ? length : 0;
+    bool sent = vmf_record_write_extent(mirror->stream->writer, &extent, data, data ? length : 0, &mirror->error);
+    pthread_mutex_unlock(&source->order);
     return sent;
+}
+
+static bool send_change(VmfDiskMirror *mirror, unsigned i, const VmfTeeChange *change)
+{
+    uint64_t most = change->data ? VMF_EXTENT_DATA_MAX : VMF_EXTENT_ZERO_MAX, n = (change->length + most - 1) / most;
+    bool sent = true;
+
+    vmf_disk_tee_number(mirror->source->disks[i].disk, change->op, mirror->source->n_mirrored, n);
+    for (uint64_t at = 0; sent && at < change->length; at += most)
+        sent = send_piece(mirror, i, change->offset + at, change->data ? change->data + at : NULL,
+                          MIN(most, change->length - at));
+    return sent;
+}
+
+static bool send_all(VmfDiskMirror *mirror)
+{
+    bool sent = true;
+
+    for (unsigned i = 0; sent && i < mirror->source->n_disks; i++) {
+        VmfDisk *disk = mirror->source->disks[i].disk;
+        VmfTeeChange change;
+
+        while (sent && vmf_disk_tee_take(disk, &change)) {
+            sent = send_change(mirror, i, &change);
+            vmf_disk_tee_sent(disk, change.op);
+        }
+    }
+    return sent && vmf_record_flush(mirror->stream->writer, &mirror->error);
 }
 
 /* False: it is to end. */
 static bool wait_for_work(VmfDiskMirror *mirror)
 {
     pthread_mutex_lock(&mirror->lock);
-    while (!mirror->kept && !mirror->quit)
+    while (!mirror->begun && !mirror->quit)
         pthread_cond_wait(&mirror->changed, &mirror->lock);
     bool goes_on = !mirror->quit;
-    mirror->kept = false;
+    mirror->begun = false;
     pthread_mutex_unlock(&mirror->lock);
     return goes_on;
 }
@@ -92,7 +140,7 @@ static void *mirror_main(void *opaque)
 {
     VmfDiskMirror *mirror = opaque;
 
-    while (mirror->on && take_turn(mirror) && wait_for_work(mirror))
+    while (wait_for_work(mirror) && mirror->on && send_all(mirror))
         ;
     let_go_of_all(mirror);
     return NULL;
@@ -102,21 +150,18 @@ static void mirror_free(VmfDiskMirror *mirror)
 {
     pthread_cond_destroy(&mirror->changed);
     pthread_mutex_destroy(&mirror->lock);
-    g_free(mirror->counts);
     g_free(mirror);
 }
 
-static bool keep_ends(VmfDiskMirror *mirror, GError **error)
+static bool begin_tees(VmfDiskMirror *mirror, GError **error)
 {
     for (unsigned i = 0; i < mirror->source->n_disks; i++) {
         const VmfDiskSourceOne *one = &mirror->source->disks[i];
 
-        if (!vmf_disk_keep_ends(one->disk, on_kept, mirror)) {
-            g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "disk %s: mirror: another keeps its writes",
-                        one->proof.name);
+        if (!vmf_disk_tee_begin(one->disk, one->dirty, on_begun, mirror)) {
+            g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "disk %s: mirror: another has its writes", one->proof.name);
             return false;
         }
-        mirror->counts[i] = vmf_disk_ends_kept(one->disk);
     }
     return true;
 }
@@ -125,14 +170,13 @@ VmfDiskMirror *vmf_disk_mirror_start(VmfDiskSource *source, VmfSaveStream *strea
 {
     VmfDiskMirror *mirror = g_new0(VmfDiskMirror, 1);
 
-    *mirror =
-        (VmfDiskMirror){.source = source, .stream = stream, .on = true, .counts = g_new0(uint64_t, source->n_disks)};
+    *mirror = (VmfDiskMirror){.source = source, .stream = stream, .on = true};
     pthread_mutex_init(&mirror->lock, NULL);
     pthread_cond_init(&mirror->changed, NULL);
-    bool kept = keep_ends(mirror, error);
-    if (kept && pthread_create(&mirror->thread, NULL, mirror_main, mirror) == 0)
+    bool begun = begin_tees(mirror, error);
+    if (begun && pthread_create(&mirror->thread, NULL, mirror_main, mirror) == 0)
         return mirror;
-    if (kept)
+    if (begun)
         g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disks: mirror: no thread for it");
     let_go_of_all(mirror);
     mirror_free(mirror);
@@ -143,6 +187,7 @@ bool vmf_disk_mirror_end(VmfDiskMirror *mirror, GError **error)
 {
     if (!mirror)
         return true;
+    let_go_of_all(mirror);
     pthread_mutex_lock(&mirror->lock);
     mirror->quit = true;
     pthread_cond_signal(&mirror->changed);
@@ -155,24 +200,40 @@ bool vmf_disk_mirror_end(VmfDiskMirror *mirror, GError **error)
     return !failed;
 }
 
+void vmf_disk_mirror_let_go(VmfDiskMirror *mirror)
+{
+    let_go_of_all(mirror);
+}
+
 bool vmf_disk_mirror_is_on(const VmfDiskMirror *mirror)
 {
     return mirror->on;
 }
 
+bool vmf_disk_mirror_arrived(VmfDiskMirror *mirror, uint64_t number)
+{
+    bool found = false;
+
+    for (unsigned i = 0; !found && i < mirror->source->n_disks; i++)
+        found = vmf_disk_tee_arrived(mirror->source->disks[i].disk, number);
+    return found || !mirror->on;
+}
+
 void vmf_disk_mirror_look(VmfDiskMirror *mirror, int64_t now_ns)
 {
-    uint64_t turns = mirror->turns, bytes = mirror->source->sent_bytes;
+    uint64_t bytes = mirror->source->sent_bytes;
+    VmfTeeInfo info = sum_up(mirror);
 
-    if (turns % 2 == 0 || turns != mirror->seen_turns || bytes != mirror->seen_bytes)
+    if (info.n_waiting == 0 || info.n_arrived != mirror->seen_arrived || bytes != mirror->seen_bytes)
         mirror->seen_ns = now_ns;
-    mirror->seen_turns = turns;
+    mirror->seen_arrived = info.n_arrived;
     mirror->seen_bytes = bytes;
     if (mirror->on && now_ns - mirror->seen_ns > STUCK_NS)
         let_go_of_all(mirror);
 }
 
-uint64_t vmf_disk_mirror_writes(const VmfDiskMirror *mirror)
+void vmf_disk_mirror_caught_up(VmfDiskMirror *mirror)
 {
-    return mirror->writes;
+    mirror->ended_before = sum_up(mirror).n_ended;
+    mirror->caught_up = true;
 }

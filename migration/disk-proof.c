@@ -19,13 +19,15 @@ bool vmf_disk_proof_init(VmfDiskProof *proof, const char *name, uint64_t size, G
     *proof = (VmfDiskProof){.name = name, .size = size, .scan = vmf_page_scan_select()};
     proof->digests = vmf_digest_table_new(n_granules, error);
     proof->named = proof->digests ? vmf_disk_dirty_new(size, error) : NULL;
-    return proof->named != NULL;
+    proof->mirrored = proof->named ? vmf_disk_dirty_new(size, error) : NULL;
+    return proof->mirrored != NULL;
 }
 
 void vmf_disk_proof_clear(VmfDiskProof *proof)
 {
     g_clear_pointer(&proof->digests, vmf_digest_table_free);
     g_clear_pointer(&proof->named, vmf_disk_dirty_free);
+    g_clear_pointer(&proof->mirrored, vmf_disk_dirty_free);
 }
 
 uint64_t vmf_disk_proof_granule_bytes(const VmfDiskProof *proof, uint64_t granule)
@@ -71,6 +73,8 @@ void vmf_disk_proof_set(VmfDiskProof *proof, uint64_t offset, const uint8_t *dat
     uint64_t end = offset + length;
 
     vmf_disk_dirty_mark(proof->named, offset, length);
+    if (proof->has_mirrored)
+        vmf_disk_dirty_clear(proof->mirrored, offset, length);
     for (uint64_t at = offset; at < end; at += VMF_GRANULE_BYTES)
         set_granule(proof, at / VMF_GRANULE_BYTES,
                     data ? vmf_disk_proof_digest_of(proof, data + (at - offset), MIN(VMF_GRANULE_BYTES, end - at)) : 0);
@@ -89,7 +93,28 @@ void vmf_disk_proof_set_digest(VmfDiskProof *proof, uint64_t granule, uint64_t d
 
 uint64_t vmf_disk_proof_sum(const VmfDiskProof *proof)
 {
-    return vmf_digest_table_total(proof->digests);
+    return vmf_digest_table_total(proof->digests) + proof->mirrored_sum;
+}
+
+/* Of a place as well, so that what was put elsewhere is found. */
+void vmf_disk_proof_mirror(VmfDiskProof *proof, uint64_t number, uint64_t offset, const uint8_t *data, uint64_t length)
+{
+    uint64_t digest = data ? proof->scan->digest(data, length) : 1;
+
+    proof->has_mirrored = true;
+    vmf_disk_dirty_mark(proof->mirrored, offset, length);
+    digest = vmf_page_digest_mix(offset, digest) ^ vmf_page_digest_mix(length, 1);
+    proof->mirrored_sum += vmf_page_digest_mix(number, digest ? digest : 1);
+}
+
+bool vmf_disk_proof_all_named(const VmfDiskProof *proof, uint64_t offset, uint64_t length)
+{
+    uint64_t end = (offset + length - 1) / VMF_GRANULE_BYTES;
+
+    for (uint64_t granule = offset / VMF_GRANULE_BYTES; granule <= end; granule++)
+        if (!vmf_disk_dirty_is_set(proof->named, granule))
+            return false;
+    return true;
 }
 
 bool vmf_disk_proof_check_whole(const VmfDiskProof *proof, GError **error)
@@ -114,7 +139,17 @@ static bool differs(const VmfDiskProof *proof, uint64_t offset, GError **error)
     return false;
 }
 
-static bool compare(const VmfDiskProof *proof, const VmfReadPiece *piece, GError **error)
+/* What it is now, where its digest is of before; false: it differs from what it is to be. */
+static bool settle(VmfDiskProof *proof, uint64_t granule, uint64_t digest)
+{
+    if (!vmf_disk_dirty_is_set(proof->mirrored, granule))
+        return digest == vmf_digest_table_get(proof->digests, granule);
+    vmf_disk_dirty_clear(proof->mirrored, granule * VMF_GRANULE_BYTES, 1);
+    set_granule(proof, granule, digest);
+    return true;
+}
+
+static bool compare(VmfDiskProof *proof, const VmfReadPiece *piece, GError **error)
 {
     if (piece->error) {
         g_propagate_error(error, g_error_copy(piece->error));
@@ -123,14 +158,14 @@ static bool compare(const VmfDiskProof *proof, const VmfReadPiece *piece, GError
     for (uint64_t at = 0; at < piece->length; at += VMF_GRANULE_BYTES) {
         uint64_t length = MIN(VMF_GRANULE_BYTES, piece->length - at),
                  granule = (piece->offset + at) / VMF_GRANULE_BYTES;
-        if (vmf_disk_proof_digest_of(proof, piece->data + at, length) != vmf_digest_table_get(proof->digests, granule))
+        if (!settle(proof, granule, vmf_disk_proof_digest_of(proof, piece->data + at, length)))
             return differs(proof, piece->offset + at, error);
     }
     return true;
 }
 
 /* What is not there, and was never anything but zeros, need not be read. Returns the end of it. */
-static bool skip_holes(const VmfDiskProof *proof, VmfDisk *disk, uint64_t *at, GError **error)
+static bool skip_holes(VmfDiskProof *proof, VmfDisk *disk, uint64_t *at, GError **error)
 {
     VmfExtentKind kind = VMF_EXTENT_ZERO;
     uint64_t length = 0, end;
@@ -142,13 +177,13 @@ static bool skip_holes(const VmfDiskProof *proof, VmfDisk *disk, uint64_t *at, G
         if (kind != VMF_EXTENT_ZERO || end <= *at)
             return true;
         for (; *at < end; *at = MIN(*at + VMF_GRANULE_BYTES, proof->size))
-            if (vmf_digest_table_get(proof->digests, *at / VMF_GRANULE_BYTES) != 0)
+            if (!settle(proof, *at / VMF_GRANULE_BYTES, 0))
                 return differs(proof, *at, error);
     }
     return true;
 }
 
-bool vmf_disk_proof_audit(const VmfDiskProof *proof, VmfDisk *disk, VmfReadAhead *ahead,
+bool vmf_disk_proof_audit(VmfDiskProof *proof, VmfDisk *disk, VmfReadAhead *ahead,
                           bool (*alive)(void *, GError **), void *opaque, GError **error)
 {
     const VmfReadPiece *piece;

@@ -25,7 +25,7 @@
 #include <vmferry/error.h>
 
 #include "block/bitmap-set.h"
-#include "block/disk.h"
+#include "block/tee.h"
 #include "stream/clock.h"
 
 #define BUFFERS 16
@@ -37,6 +37,7 @@
     20000000u /* slower than any storage reads: how long looking at all of it again may take */
 
 G_STATIC_ASSERT(VMF_READ_AHEAD_BYTES == VMF_EXTENT_DATA_MAX);
+G_STATIC_ASSERT(BUFFERS <= VMF_TEE_RANGES_MAX);
 
 /* ---- which ------------------------------------------------------------------------------------------------------- */
 
@@ -113,6 +114,8 @@ bool vmf_disk_source_choose(VmfDiskSource *source, VmfSession *session, GError *
     source->disks = g_new0(VmfDiskSourceOne, n + 1);
     source->indexes = g_new0(uint32_t, n + 1);
     source->sums = g_new0(uint64_t, n + 1);
+    source->answered = g_new0(uint64_t, n + 1);
+    pthread_mutex_init(&source->order, NULL);
     for (unsigned i = 0; i < n; i++)
         if (is_named(names, vmf_guest_disk(guest, i)->name) && !add_disk(source, i, vmf_guest_disk(guest, i), error))
             return false;
@@ -141,9 +144,12 @@ void vmf_disk_source_clear(VmfDiskSource *source)
         vmf_disk_proof_clear(&source->disks[i].proof);
         g_clear_pointer(&source->disks[i].dirty, vmf_disk_dirty_free);
     }
+    if (source->disks)
+        pthread_mutex_destroy(&source->order);
     g_clear_pointer(&source->disks, g_free);
     g_clear_pointer(&source->indexes, g_free);
     g_clear_pointer(&source->sums, g_free);
+    g_clear_pointer(&source->answered, g_free);
     source->n_disks = 0;
 }
 
@@ -268,6 +274,7 @@ static bool read_next(VmfDiskSource *source)
         if (n > 0) {
             uint64_t offset = granule * VMF_GRANULE_BYTES,
                      length = MIN(n * VMF_GRANULE_BYTES, one->proof.size - offset);
+            vmf_disk_tee_exclude(one->disk, offset, length);
             vmf_read_ahead_begin(source->ahead, one->disk, source->at, offset, length);
             one->at = granule + n;
             return true;
@@ -311,6 +318,7 @@ static bool send_pass(VmfDiskSource *source, VmfSaveStream *stream, uint64_t lea
         piece = vmf_read_ahead_next(source->ahead);
         if (piece) {
             good = good && send_piece(source, piece, stream->writer, error) && check_alive(source, error);
+            vmf_disk_tee_include(piece->disk, piece->offset, piece->length);
             vmf_read_ahead_give_back(source->ahead);
             keep_pace(source);
             source->under_way_bytes = vmf_read_ahead_pending(source->ahead);
@@ -382,7 +390,8 @@ static bool compare_bases(VmfDiskSource *source, VmfSaveStream *stream, GError *
 
 /* ---- DISK_SYNC --------------------------------------------------------------------------------------------------- */
 
-static bool ask(VmfDiskSource *source, VmfSaveStream *stream, uint32_t flags, GError **error)
+/* The order held. */
+static bool ask_in_order(VmfDiskSource *source, VmfSaveStream *stream, uint32_t flags, GError **error)
 {
     VmfSession *session = source->session;
     VmfDiskSync message = {.flags = flags, .n_disks = source->n_disks, .disks = source->indexes, .sums = source->sums};
@@ -392,6 +401,7 @@ static bool ask(VmfDiskSource *source, VmfSaveStream *stream, uint32_t flags, GE
         source->sums[i] = vmf_disk_proof_sum(&source->disks[i].proof);
     message.cookie = ++source->cookie;
     source->waiting = source->two_way;
+    source->compare_later = flags & VMF_DISK_SYNC_VERIFY;
     source->asked_ns = vmf_now_ns();
     pthread_mutex_unlock(&session->lock);
     if (!source->two_way)
@@ -399,6 +409,14 @@ static bool ask(VmfDiskSource *source, VmfSaveStream *stream, uint32_t flags, GE
     if (source->place_ops)
         return source->place_ops->flush(source->place, error);
     return vmf_disk_sync_send(stream->writer, VMF_RECORD_DISK_SYNC, &message, error);
+}
+
+static bool ask(VmfDiskSource *source, VmfSaveStream *stream, uint32_t flags, GError **error)
+{
+    pthread_mutex_lock(&source->order);
+    bool asked = ask_in_order(source, stream, flags, error);
+    pthread_mutex_unlock(&source->order);
+    return asked;
 }
 
 /* False: cancelled, or the target will not answer; then the return path knows why. */
@@ -418,21 +436,35 @@ static bool await_answer(VmfDiskSource *source, GError **error)
     return false;
 }
 
-static bool take_answer(void *opaque, const VmfRecord *record, bool swap, bool *taken, GError **error)
+/* Lock held. */
+static const VmfDiskProof *find_damaged(const VmfDiskSource *source, const uint64_t *theirs)
 {
-    VmfDiskSource *source = opaque;
+    for (unsigned i = 0; i < source->n_disks; i++)
+        if (theirs[i] != source->sums[i])
+            return &source->disks[i].proof;
+    return NULL;
+}
+
+static bool is_damaged(const VmfDiskProof *damaged, GError **error)
+{
+    if (damaged)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_DISK_SUM, "target: disk %s: its sum differs", damaged->name);
+    return damaged != NULL;
+}
+
+static bool take_synced(VmfDiskSource *source, const VmfRecord *record, bool swap, GError **error)
+{
     const VmfDiskProof *damaged = NULL;
     VmfDiskSync message;
 
-    if (record->type != VMF_RECORD_DISK_SYNCED)
-        return true;
-    *taken = true;
     if (!vmf_disk_sync_decode(record, swap, source->n_disks, source->indexes, &message, error))
         return false;
     pthread_mutex_lock(&source->session->lock);
     bool due = source->waiting && message.cookie == source->cookie;
-    for (unsigned i = 0; due && i < source->n_disks && !damaged; i++)
-        damaged = message.sums[i] == source->sums[i] ? NULL : &source->disks[i].proof;
+    if (due && source->compare_later)
+        memcpy(source->answered, message.sums, source->n_disks * sizeof(message.sums[0]));
+    else if (due)
+        damaged = find_damaged(source, message.sums);
     if (due && !damaged) {
         source->waiting = false;
         source->unsynced_bytes = 0;
@@ -443,9 +475,30 @@ static bool take_answer(void *opaque, const VmfRecord *record, bool swap, bool *
     vmf_disk_sync_clear(&message);
     if (!due)
         vmf_record_set_order_error(error, record->type, "without a DISK_SYNC that it answers");
-    else if (damaged)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_DISK_SUM, "target: disk %s: its sum differs", damaged->name);
-    return due && !damaged;
+    return due && !is_damaged(damaged, error);
+}
+
+/* What the mirror was let go of may be answered still. */
+static bool take_mirrored(VmfDiskSource *source, const VmfRecord *record, bool swap, GError **error)
+{
+    uint64_t number;
+
+    if (!vmf_u64_decode(record, swap, &number, error))
+        return false;
+    pthread_mutex_lock(&source->session->lock);
+    bool due = number < source->n_mirrored && (!source->mirror || vmf_disk_mirror_arrived(source->mirror, number));
+    pthread_mutex_unlock(&source->session->lock);
+    if (!due)
+        vmf_record_set_order_error(error, record->type, "of what was not mirrored");
+    return due;
+}
+
+static bool take_answer(void *opaque, const VmfRecord *record, bool swap, bool *taken, GError **error)
+{
+    *taken = record->type == VMF_RECORD_DISK_SYNCED || record->type == VMF_RECORD_MIRRORED;
+    if (record->type == VMF_RECORD_MIRRORED)
+        return take_mirrored(opaque, record, swap, error);
+    return !*taken || take_synced(opaque, record, swap, error);
 }
 
 static void lost(void *opaque)
@@ -454,6 +507,8 @@ static void lost(void *opaque)
 
     pthread_mutex_lock(&source->session->lock);
     source->gone = true;
+    if (source->mirror)
+        vmf_disk_mirror_let_go(source->mirror);
     pthread_cond_broadcast(&source->session->changed);
     pthread_mutex_unlock(&source->session->lock);
 }
@@ -491,6 +546,17 @@ static bool stay_in_touch(void *opaque, GError **error)
         return true;
     verifying->said_ns = now;
     return vmf_u64_send(verifying->writer, VMF_RECORD_PING, (uint64_t)now, error);
+}
+
+/* Of granules in which something was mirrored only now both sides know the digests. */
+static bool compare_sums(VmfDiskSource *source, GError **error)
+{
+    pthread_mutex_lock(&source->session->lock);
+    for (unsigned i = 0; i < source->n_disks; i++)
+        source->sums[i] = vmf_disk_proof_sum(&source->disks[i].proof);
+    const VmfDiskProof *damaged = source->two_way ? find_damaged(source, source->answered) : NULL;
+    pthread_mutex_unlock(&source->session->lock);
+    return !is_damaged(damaged, error);
 }
 
 static bool verify(VmfDiskSource *source, VmfSaveStream *stream, GError **error)
@@ -535,6 +601,24 @@ static void set_mirror(VmfDiskSource *source, VmfDiskMirror *mirror)
     pthread_mutex_unlock(&source->session->lock);
 }
 
+/* A pass, and it is written at the target. */
+static bool send_turn(VmfDiskSource *source, VmfSaveStream *stream, GError **error)
+{
+    return send_pass(source, stream, 0, error) && ask(source, stream, VMF_DISK_SYNC_WRITTEN, error) &&
+           await_answer(source, error);
+}
+
+/* What was under way when it began makes another pass necessary, and nothing else does. */
+static bool catch_up(VmfDiskSource *source, VmfSaveStream *stream, GError **error)
+{
+    while (vmf_disk_mirror_is_on(source->mirror) && vmf_disk_source_pending_bytes(source) > 0)
+        if (!send_turn(source, stream, error))
+            return false;
+    vmf_disk_mirror_caught_up(source->mirror);
+    vmf_session_event(source->session, "disk.mirror", "the guest's writes go to both ends");
+    return true;
+}
+
 /* After the bulk pass. Without a mirror it goes on in rounds. */
 static bool begin_to_mirror(VmfDiskSource *source, VmfSaveStream *stream, GError **error)
 {
@@ -545,14 +629,13 @@ static bool begin_to_mirror(VmfDiskSource *source, VmfSaveStream *stream, GError
     source->may_mirror = false;
     if (!await_answer(source, error))
         return false;
-    VmfDiskMirror *mirror = vmf_disk_mirror_start(source, stream, &why);
-    set_mirror(source, mirror);
-    vmf_session_event(source->session, mirror ? "disk.mirror" : "disk.mirror-ended", "%s",
-                      mirror ? "the guest's writes go to both ends" : why->message);
+    set_mirror(source, vmf_disk_mirror_start(source, stream, &why));
+    if (source->mirror)
+        return catch_up(source, stream, error);
+    vmf_session_event(source->session, "disk.mirror-ended", "%s", why->message);
     return true;
 }
 
-/* Passes are this thread's again. */
 static bool end_mirror(VmfDiskSource *source, GError **error)
 {
     VmfDiskMirror *mirror = source->mirror;
@@ -584,19 +667,13 @@ static bool disks_iterate(void *opaque, VmfSaveStream *stream, GError **error)
     VmfDiskSource *source = opaque;
 
     if (source->mirror && vmf_disk_mirror_is_on(source->mirror))
-        return check_alive(source, error);
+        return vmf_disk_source_pending_bytes(source) > 0 ? send_turn(source, stream, error) : check_alive(source, error);
     if (source->mirror && !rounds_again(source, error))
         return false;
     if (has_nothing_to_ask(source))
         return begin_to_mirror(source, stream, error);
     return send_pass(source, stream, 0, error) && await_answer(source, error) && ask(source, stream, 0, error) &&
            begin_to_mirror(source, stream, error);
-}
-
-bool vmf_disk_source_send_turn(VmfDiskSource *source, VmfSaveStream *stream, GError **error)
-{
-    return send_pass(source, stream, 0, error) && ask(source, stream, VMF_DISK_SYNC_WRITTEN, error) &&
-           await_answer(source, error);
 }
 
 bool vmf_disk_source_waits(const VmfDiskSource *source)
@@ -648,7 +725,7 @@ static bool disks_pending_exact(void *opaque, VmfPending *pending, GError **erro
 {
     VmfDiskSource *source = opaque;
 
-    if (!source->mirror && !await_answer(source, error))
+    if (!await_answer(source, error))
         return false;
     disks_pending_estimate(source, pending);
     return true;
@@ -663,7 +740,8 @@ static bool disks_complete(void *opaque, VmfSaveStream *stream, GError **error)
         source->session->stop_allowance_ns =
             (int64_t)(source->total_bytes * (uint64_t)VMF_NS_PER_S / VERIFY_BYTES_PER_SECOND);
     return send_pass(source, stream, 0, error) && await_answer(source, error) && ask(source, stream, flags, error) &&
-           (!source->verify || (verify(source, stream, error) && await_answer(source, error)));
+           (!source->verify ||
+            (verify(source, stream, error) && await_answer(source, error) && compare_sums(source, error)));
 }
 
 static void disks_cleanup(void *opaque)

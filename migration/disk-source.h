@@ -44,12 +44,15 @@ typedef struct {
     bool may_mirror;  /* asked for, and not tried yet */
     VmfReadAhead *ahead;
     unsigned at; /* the pass has come to this disk */
-    VmfDiskMirror
-        *mirror; /* NULL: there is none. Changed under the session's lock; while it is there it alone sends passes */
+    VmfDiskMirror *mirror;      /* NULL: there is none. Changed under the session's lock */
+    pthread_mutex_t order;      /* between the session's thread and the mirror's: sums, and the records that carry them */
+    _Atomic uint64_t n_mirrored; /* pieces that the mirror has sent, ever: the number of the next one */
 
     /* Under the session's lock: */
     uint64_t cookie; /* of the latest DISK_SYNC; 0: none */
     uint64_t *sums;  /* that it carried */
+    uint64_t *answered; /* sums of the answer, where they are compared later */
+    bool compare_later; /* the sums of the answer that is due */
     bool waiting;    /* it has not been answered */
     bool gone;       /* nothing will be answered any more */
     int64_t asked_ns;
@@ -72,8 +75,6 @@ VmfOwner vmf_disk_source_owner(VmfDiskSource *source);
 /* For whoever reads disks in the place of a pass: another read may begin; one has ended, and it may go on. */
 bool vmf_disk_source_has_room(const VmfDiskSource *source);
 bool vmf_disk_source_between_reads(VmfDiskSource *source, GError **error);
-/* A whole pass, and it is written at the target. For the mirror. */
-bool vmf_disk_source_send_turn(VmfDiskSource *source, VmfSaveStream *stream, GError **error);
 /* Something was sent that the target has not got, as far as it has said; but for what it was asked to take its time
  * for. Any thread. */
 bool vmf_disk_source_waits(const VmfDiskSource *source);

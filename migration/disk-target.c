@@ -7,6 +7,9 @@
  * where all are in use, the channel waits, and with it the source. Two writes to one place are never under way
  * together.
  *
+ * What is mirrored is a part of a granule, goes the same way, and is answered one by one as it ends, by the disk's
+ * thread: a guest waits for each.
+ *
  * The first error of a write is kept and fails the next record: the source hears of it while its guest runs.
  *
  * A base is compared first, synchronously, while nothing is written (disk-base.c).
@@ -25,7 +28,10 @@
 #include "block/disk.h"
 #include "block/receive.h"
 
-#define BUFFERS 16
+#define LARGE 16 /* buffers of a whole extent */
+#define SMALL 112 /* and for small ones, which come many at a time: a mirrored guest's */
+#define BUFFERS (LARGE + SMALL)
+#define SMALL_BYTES (16u << 10)
 #define FLUSH_EVERY_BYTES (32u << 20)
 
 typedef struct {
@@ -44,6 +50,8 @@ typedef struct {
     struct iovec iov;
     uint8_t *buffer;
     VmfDisk *disk; /* NULL: it is free */
+    bool mirrored;
+    uint64_t number; /* of what is mirrored */
 } Write;
 
 struct VmfDiskTarget {
@@ -56,6 +64,7 @@ struct VmfDiskTarget {
     unsigned n_disks;
     VmfReceiveOnto onto;
     VmfReadAhead *ahead; /* NULL: no base was compared yet */
+    uint64_t n_mirrored; /* that came: the number of the next one */
     bool last; /* the last DISK_SYNC came: nothing may follow */
 
     pthread_mutex_t lock;
@@ -128,7 +137,7 @@ static bool make_buffers(VmfDiskTarget *target, GError **error)
     for (unsigned i = 0; i < BUFFERS; i++) {
         void *buffer = NULL;
 
-        if (posix_memalign(&buffer, 4096, VMF_EXTENT_DATA_MAX) != 0) {
+        if (posix_memalign(&buffer, 4096, i < LARGE ? VMF_EXTENT_DATA_MAX : SMALL_BYTES) != 0) {
             g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disks: buffers of %u bytes: out of memory",
                         VMF_EXTENT_DATA_MAX);
             return false;
@@ -161,6 +170,8 @@ static void on_done(VmfDiskRequest *request, const GError *error)
     Write *write = request->opaque;
     VmfDiskTarget *target = write->target;
 
+    if (write->mirrored && !error) /* where it cannot be sent there is nobody to tell */
+        vmf_u64_send(target->writer, VMF_RECORD_MIRRORED, write->number, NULL);
     pthread_mutex_lock(&target->lock);
     if (error && !target->error)
         target->error = g_error_copy(error);
@@ -169,9 +180,9 @@ static void on_done(VmfDiskRequest *request, const GError *error)
     pthread_mutex_unlock(&target->lock);
 }
 
-static Write *find_free_locked(VmfDiskTarget *target)
+static Write *find_free_locked(VmfDiskTarget *target, uint64_t length)
 {
-    for (unsigned i = 0; i < BUFFERS; i++)
+    for (unsigned i = length <= SMALL_BYTES ? LARGE : 0; i < (length <= SMALL_BYTES ? BUFFERS : LARGE); i++)
         if (!target->writes[i].disk)
             return &target->writes[i];
     return NULL;
@@ -194,9 +205,11 @@ static Write *get_write(VmfDiskTarget *target, One *one, VmfDiskOperation operat
     Write *write;
 
     pthread_mutex_lock(&target->lock);
-    while (!(write = find_free_locked(target)) || overlaps_locked(target, one->disk, offset, length))
+    while (!(write = find_free_locked(target, operation == VMF_DISK_WRITE ? length : 0)) ||
+           overlaps_locked(target, one->disk, offset, length))
         pthread_cond_wait(&target->ended, &target->lock);
     write->disk = one->disk;
+    write->mirrored = false;
     write->request =
         (VmfDiskRequest){.operation = operation, .offset = offset, .length = length, .done = on_done, .opaque = write};
     pthread_mutex_unlock(&target->lock);
@@ -205,6 +218,7 @@ static Write *get_write(VmfDiskTarget *target, One *one, VmfDiskOperation operat
 
 static void give_back(Write *write)
 {
+    write->mirrored = false;
     on_done(&write->request, NULL);
 }
 
@@ -264,14 +278,16 @@ static One *find_disk(VmfDiskTarget *target, uint32_t index)
     return NULL;
 }
 
-static bool check_range(const One *one, uint32_t type, const VmfWireExtent *extent, uint64_t most, GError **error)
+/* Sectors, or the granules that are told of for the first time or again. */
+static bool check_range(const One *one, uint32_t type, const VmfWireExtent *extent, uint64_t unit, uint64_t most, GError **error)
 {
     uint64_t end, size = one->proof.size;
 
     if (extent->length == 0 || __builtin_add_overflow(extent->offset, extent->length, &end) || end > size)
         return refuse(type, VMF_ERROR_DISK_RANGE, extent, "does not lie in the disk", error);
-    if (extent->offset % VMF_GRANULE_BYTES || (end != size && end % VMF_GRANULE_BYTES))
-        return refuse(type, VMF_ERROR_DISK_RANGE, extent, "is not made of whole granules", error);
+    if (extent->offset % unit || (end != size && end % unit))
+        return refuse(type, VMF_ERROR_DISK_RANGE, extent,
+                      unit == VMF_GRANULE_BYTES ? "is not made of whole granules" : "is not made of whole sectors", error);
     return extent->length <= most || refuse(type, VMF_ERROR_DISK_RANGE, extent, "is too long", error);
 }
 
@@ -280,6 +296,10 @@ static bool check_names(const One *one, uint32_t type, const VmfWireExtent *exte
     uint64_t n = (extent->length + VMF_GRANULE_BYTES - 1) / VMF_GRANULE_BYTES;
     bool first;
 
+    if (extent->flags & VMF_EXTENT_MIRRORED)
+        return (!(extent->flags & VMF_EXTENT_FIRST) &&
+                vmf_disk_proof_all_named(&one->proof, extent->offset, extent->length)) ||
+               refuse(type, VMF_ERROR_DISK_COUNTS, extent, "is mirrored, and was not named before", error);
     if (vmf_disk_proof_run(&one->proof, extent->offset / VMF_GRANULE_BYTES, n, &first) == n &&
         first == !!(extent->flags & VMF_EXTENT_FIRST))
         return true;
@@ -287,13 +307,26 @@ static bool check_names(const One *one, uint32_t type, const VmfWireExtent *exte
                   "a part of it was named before and is said not to be, or the other way", error);
 }
 
+static void prove(VmfDiskTarget *target, One *one, const VmfWireExtent *extent, const uint8_t *data, Write *write)
+{
+    if (!(extent->flags & VMF_EXTENT_MIRRORED)) {
+        vmf_disk_proof_set(&one->proof, extent->offset, data, extent->length);
+        return;
+    }
+    write->mirrored = true;
+    write->number = target->n_mirrored++;
+    vmf_disk_proof_mirror(&one->proof, write->number, extent->offset, data, extent->length);
+}
+
 static bool take_zeros(VmfDiskTarget *target, One *one, const VmfWireExtent *extent)
 {
-    vmf_disk_proof_set(&one->proof, extent->offset, NULL, extent->length);
+    bool there = one->is_new && extent->flags & VMF_EXTENT_FIRST;
+    Write *write = there ? NULL : get_write(target, one, VMF_DISK_ZERO, extent->offset, extent->length);
+
+    prove(target, one, extent, NULL, write);
     target->zero_bytes += extent->length;
-    if (one->is_new && extent->flags & VMF_EXTENT_FIRST)
-        return true;
-    vmf_disk_submit(one->disk, &get_write(target, one, VMF_DISK_ZERO, extent->offset, extent->length)->request);
+    if (write)
+        vmf_disk_submit(one->disk, &write->request);
     return true;
 }
 
@@ -307,7 +340,7 @@ static bool take_data(VmfDiskTarget *target, One *one, const VmfWireExtent *exte
         give_back(write);
         return false;
     }
-    vmf_disk_proof_set(&one->proof, extent->offset, write->buffer, extent->length);
+    prove(target, one, extent, write->buffer, write);
     write->iov = (struct iovec){write->buffer, extent->length};
     write->request.iov = &write->iov;
     write->request.n_iov = 1;
@@ -327,6 +360,15 @@ static bool may_change(const VmfDiskTarget *target, One *one, GError **error)
     return one->changed;
 }
 
+/* A mirror is for who hears the answers. */
+static bool check_flags(const VmfDiskTarget *target, const VmfWireExtent *extent, GError **error)
+{
+    bool mirrors = target->writer && target->theirs->features_offered & VMF_FEATURE_MIRROR;
+    uint32_t known = VMF_EXTENT_FIRST | VMF_EXTENT_IS_ZERO | (mirrors ? VMF_EXTENT_MIRRORED : 0);
+
+    return !(extent->flags & ~known) || refuse(VMF_RECORD_EXTENT, VMF_ERROR_RECORD_BODY, extent, "has unknown flags", error);
+}
+
 static bool take_extent(VmfDiskTarget *target, VmfRecordReader *reader, const VmfRecord *record, GError **error)
 {
     VmfWireExtent extent;
@@ -339,10 +381,11 @@ static bool take_extent(VmfDiskTarget *target, VmfRecordReader *reader, const Vm
         return refuse(VMF_RECORD_EXTENT, VMF_ERROR_DISK_RANGE, &extent, "there is no such disk that is copied", error);
     if (target->last)
         return refuse(VMF_RECORD_EXTENT, VMF_ERROR_RECORD_ORDER, &extent, "comes after the last DISK_SYNC", error);
-    if (extent.flags & ~(VMF_EXTENT_FIRST | VMF_EXTENT_IS_ZERO))
-        return refuse(VMF_RECORD_EXTENT, VMF_ERROR_RECORD_BODY, &extent, "has unknown flags", error);
+    if (!check_flags(target, &extent, error))
+        return false;
     bool is_zero = extent.flags & VMF_EXTENT_IS_ZERO;
-    if (!check_range(one, VMF_RECORD_EXTENT, &extent, is_zero ? VMF_EXTENT_ZERO_MAX : VMF_EXTENT_DATA_MAX, error))
+    uint64_t unit = extent.flags & VMF_EXTENT_MIRRORED ? vmf_disk_sector_size(one->disk) : VMF_GRANULE_BYTES;
+    if (!check_range(one, VMF_RECORD_EXTENT, &extent, unit, is_zero ? VMF_EXTENT_ZERO_MAX : VMF_EXTENT_DATA_MAX, error))
         return false;
     if (reader->payload_left != (is_zero ? 0 : extent.length))
         return refuse(VMF_RECORD_EXTENT, VMF_ERROR_RECORD_BODY, &extent, "its payload is not so long", error);
@@ -371,7 +414,7 @@ static bool check_base(VmfDiskTarget *target, const VmfDiskBase *base, One **one
     if (target->onto == VMF_RECEIVE_ANEW || (*one)->changed || target->last)
         return refuse(VMF_RECORD_BASE, VMF_ERROR_RECORD_ORDER, &extent,
                       target->onto == VMF_RECEIVE_ANEW ? "the feature is not required" : "comes after an EXTENT", error);
-    if (!check_range(*one, VMF_RECORD_BASE, &extent, (uint64_t)VMF_BASE_GRANULES_MAX * VMF_GRANULE_BYTES, error))
+    if (!check_range(*one, VMF_RECORD_BASE, &extent, VMF_GRANULE_BYTES, (uint64_t)VMF_BASE_GRANULES_MAX * VMF_GRANULE_BYTES, error))
         return false;
     if (!base->is_zero && base->n_digests != (base->length - 1) / VMF_GRANULE_BYTES + 1)
         return refuse(VMF_RECORD_BASE, VMF_ERROR_RECORD_BODY, &extent, "it has not a digest for each granule", error);
@@ -387,7 +430,7 @@ static bool take_base(VmfDiskTarget *target, const VmfRecord *record, GError **e
         return false;
     bool good = check_base(target, &base, &one, error);
     if (good && !target->ahead)
-        target->ahead = vmf_read_ahead_new(BUFFERS, error);
+        target->ahead = vmf_read_ahead_new(LARGE, error);
     good = good && target->ahead &&
            vmf_disk_base_compare(&one->proof, one->disk, target->ahead, &base, check_alive, target, error);
     if (good) {
@@ -402,7 +445,7 @@ static bool take_base(VmfDiskTarget *target, const VmfRecord *record, GError **e
 
 static bool verify(VmfDiskTarget *target, GError **error)
 {
-    g_autoptr(VmfReadAhead) ahead = vmf_read_ahead_new(BUFFERS, error);
+    g_autoptr(VmfReadAhead) ahead = vmf_read_ahead_new(LARGE, error);
 
     for (unsigned i = 0; ahead && i < target->n_disks; i++)
         if (!vmf_disk_proof_audit(&target->disks[i].proof, target->disks[i].disk, ahead, check_alive, target, error))

@@ -68,6 +68,8 @@ static void describe(VmfSource *source)
         used |= VMF_FEATURE_DISKS;
     if (source->disks.bitmap)
         used |= VMF_FEATURE_BASES;
+    if (source->disks.may_mirror && source->disks.n_disks > 0 && !source->format.one_way)
+        used |= VMF_FEATURE_MIRROR;
     vmf_source_describe(source, used, wanted_channels(source));
     vmf_static_data_add_disks(source->static_data, session->guest, is_copied, &source->disks);
 }
@@ -104,6 +106,7 @@ static bool await_verdict(VmfSource *source, GError **error)
     bool accepted = verdict.accepted || refused(source, &verdict, error);
     source->features = verdict.features & source->static_data->features_offered;
     source->channels_allowed = MIN(source->channels_allowed, verdict.page_channels);
+    source->disks.may_mirror &= (source->features & VMF_FEATURE_MIRROR) != 0;
     vmf_verdict_clear(&verdict);
     if (accepted && source->static_data->features_required & ~source->features) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_FEATURE, "target: accepts, but without required features 0x%" G_GINT64_MODIFIER "x",

@@ -69,6 +69,7 @@
     X(VMF_RECORD_FAILED, 0x49, "FAILED")                                                                                        \
     X(VMF_RECORD_ANSWER, 0x4A, "ANSWER")                                                                                        \
     X(VMF_RECORD_TARGET_STATE, 0x8000004Bu, "TARGET_STATE")                                                                     \
+    X(VMF_RECORD_MIRRORED, 0x4D, "MIRRORED")                                                                                    \
     X(VMF_RECORD_DISK_SYNCED, 0x4C, "DISK_SYNCED")                                                                              \
     X(VMF_RECORD_LAYOUT, 0x50, "LAYOUT")                                                                                        \
     X(VMF_RECORD_PARENT, 0x51, "PARENT")                                                                                        \
@@ -107,9 +108,10 @@ const char *vmf_record_name(uint32_t type);
 #define VMF_FEATURE_REPORT (UINT64_C(1) << 4)
 #define VMF_FEATURE_DISKS (UINT64_C(1) << 5)
 #define VMF_FEATURE_BASES (UINT64_C(1) << 6)
+#define VMF_FEATURE_MIRROR (UINT64_C(1) << 7)
 #define VMF_FEATURES_KNOWN                                                                                                      \
     (VMF_FEATURE_ACKS | VMF_FEATURE_SUMS | VMF_FEATURE_HINTS | VMF_FEATURE_AUDIT_BEFORE | VMF_FEATURE_REPORT | \
-     VMF_FEATURE_DISKS | VMF_FEATURE_BASES)
+     VMF_FEATURE_DISKS | VMF_FEATURE_BASES | VMF_FEATURE_MIRROR)
 
 #define VMF_SECTION_FIRST (1u << 0)
 #define VMF_SECTION_LAST (1u << 1)
@@ -125,6 +127,7 @@ const char *vmf_record_name(uint32_t type);
 #define VMF_EXTENT_ZERO_MAX (UINT64_C(1) << 36) /* octets, without one */
 #define VMF_EXTENT_FIRST (1u << 0)
 #define VMF_EXTENT_IS_ZERO (1u << 1)
+#define VMF_EXTENT_MIRRORED (1u << 2)
 #define VMF_BASE_IS_ZERO (1u << 0)
 #define VMF_BASE_GRANULES_MAX 1024u /* of one record: 64 MiB */
 #define VMF_DISK_SYNC_LAST (1u << 0)

@@ -754,8 +754,8 @@ static void test_mirrored(void **state)
         vmf_disk_set_wrap(next->disks[0].disk, put_door, &door);
         wait_for_writes(at, 20);
         trip_init(&trip);
-        trip.source_parameters.mirror_disks = true;
-        trip.source_parameters.pause_before_switchover = true;
+        trip.source_parameters.mirror_disks = trip.source_parameters.pause_before_switchover = true;
+        trip.source_parameters.verify_disks = i == 1;
         trip.source_parameters.downtime_limit_ns = UINT64_C(2000000000);
         running = vmf_trip_start(&trip, vmf_machine_guest(at), vmf_machine_guest(next));
         for (unsigned n = 0;

@@ -70,6 +70,7 @@ static void begin(World *world, VmfStreamFormat as)
     world->answers = vmf_record_writer_new(world->there, as);
     world->reader = vmf_record_reader_new(world->there, as);
     world->theirs = vmf_static_data_new();
+    world->theirs->features_offered = VMF_FEATURE_DISKS | VMF_FEATURE_MIRROR;
     vmf_static_data_add_disk(world->theirs, &shared);
     vmf_static_data_add_disk(world->theirs, &copied);
     world->theirs->features_required = VMF_FEATURE_DISKS | (world->with_base ? VMF_FEATURE_BASES : 0);
@@ -164,6 +165,23 @@ static bool data(World *world, uint64_t offset, uint64_t length, bool first)
 static bool zeros(World *world, uint64_t offset, uint64_t length, bool first)
 {
     return send_extent(world, 1, VMF_EXTENT_IS_ZERO | (first ? VMF_EXTENT_FIRST : 0), offset, length, 0);
+}
+
+static bool mirrored(World *world, uint64_t offset, uint64_t length)
+{
+    return send_extent(world, 1, VMF_EXTENT_MIRRORED, offset, length, length);
+}
+
+/* The answer to what was mirrored. */
+static void answered(World *world, uint64_t number)
+{
+    VmfRecord record;
+    uint64_t found;
+
+    assert_true(vmf_record_read(world->return_path, &record, NULL));
+    assert_int_equal(record.type, VMF_RECORD_MIRRORED);
+    assert_true(vmf_u64_decode(&record, world->return_path->format.swap, &found, NULL));
+    assert_int_equal(found, number);
 }
 
 /* The sums that are right are those of a proof that has seen the same. */
@@ -261,7 +279,17 @@ static void test_ranges(void **state)
         {1, 1, 0, GRANULE, 0, VMF_ERROR_RECORD_BODY},                       /* the payload is another */
         {1, 1, 0, GRANULE, 2 * GRANULE, VMF_ERROR_RECORD_BODY},
         {1, 3, 0, GRANULE, GRANULE, VMF_ERROR_RECORD_BODY},
-        {1, 5, 0, GRANULE, GRANULE, VMF_ERROR_RECORD_BODY}, /* unknown flags */
+        {1, 8, 0, GRANULE, GRANULE, VMF_ERROR_RECORD_BODY}, /* unknown flags */
+        {1, 4, 0, 512, 512, VMF_ERROR_DISK_COUNTS}, /* mirrored, never named */
+        {1, 5, 0, 512, 512, VMF_ERROR_DISK_COUNTS}, /* and for the first time */
+        {1, 4, 256, 512, 512, VMF_ERROR_DISK_RANGE}, /* parts of sectors */
+        {1, 4, 0, 256, 256, VMF_ERROR_DISK_RANGE},
+        {1, 4, SIZE, 512, 512, VMF_ERROR_DISK_RANGE},
+        {1, 6, UINT64_MAX - 511, 1024, 0, VMF_ERROR_DISK_RANGE},
+        {1, 4, 0, VMF_EXTENT_DATA_MAX + 512, VMF_EXTENT_DATA_MAX + 512, VMF_ERROR_DISK_RANGE},
+        {1, 4, 0, 1024, 512, VMF_ERROR_RECORD_BODY},
+        {1, 6, 0, 512, 512, VMF_ERROR_RECORD_BODY},
+        {0, 4, 0, 512, 512, VMF_ERROR_DISK_RANGE},
         {1, 0, 0, GRANULE, GRANULE, VMF_ERROR_DISK_COUNTS}, /* never named */
         {1, 2, 0, GRANULE, 0, VMF_ERROR_DISK_COUNTS},
     };
@@ -274,6 +302,81 @@ static void test_ranges(void **state)
         end(world, false);
         assert_false(g_file_test(world->path, G_FILE_TEST_EXISTS));
     }
+}
+
+/* Parts of granules, in data and in zeros; the sum is of them too, and what the storage has is what it is then. */
+static void mirrored_arrives(World *world, VmfStreamFormat as)
+{
+    VmfDiskProof proof;
+    VmfRecord record;
+
+    begin(world, as);
+    assert_true(vmf_disk_proof_init(&proof, "root", SIZE, NULL));
+    assert_true(data(world, 0, 16 * GRANULE, true) && zeros(world, 16 * GRANULE, SIZE - 16 * GRANULE, true));
+    vmf_disk_proof_set(&proof, 0, world->data, 16 * GRANULE);
+    vmf_disk_proof_set(&proof, 16 * GRANULE, NULL, SIZE - 16 * GRANULE);
+    uint64_t without = vmf_disk_proof_sum(&proof);
+    assert_true(mirrored(world, 512, 1024));
+    answered(world, 0);
+    assert_true(mirrored(world, SIZE - 512, 512));
+    answered(world, 1);
+    assert_true(send_extent(world, 1, VMF_EXTENT_MIRRORED | VMF_EXTENT_IS_ZERO, GRANULE - 512, 1024, 0));
+    answered(world, 2);
+    vmf_disk_proof_mirror(&proof, 0, 512, world->data, 1024);
+    vmf_disk_proof_mirror(&proof, 1, SIZE - 512, world->data, 512);
+    uint64_t two = vmf_disk_proof_sum(&proof);
+    vmf_disk_proof_mirror(&proof, 2, GRANULE - 512, NULL, 1024);
+    uint64_t three = vmf_disk_proof_sum(&proof);
+    assert_true(without != two && two != three);
+    if (!sync_as(world, VMF_DISK_SYNC_LAST | VMF_DISK_SYNC_VERIFY, three))
+        fail_msg("%s", world->error->message);
+    assert_true(vmf_record_read(world->return_path, &record, NULL));
+    assert_int_equal(record.type, VMF_RECORD_DISK_SYNCED);
+    vmf_disk_proof_clear(&proof);
+    end(world, false);
+}
+
+static void test_mirrored_arrives(void **state)
+{
+    mirrored_arrives(*state, format);
+    mirrored_arrives(*state, swapped);
+}
+
+/* Without a piece, with one at another place, of another content, or in another order, the sum is another. */
+static void test_mirrored_is_in_the_sum(void **state)
+{
+    World *world = *state;
+
+    for (unsigned fault = 0; fault < 5; fault++) {
+        VmfDiskProof proof;
+
+        begin(world, format);
+        assert_true(vmf_disk_proof_init(&proof, "root", SIZE, NULL));
+        assert_true(zeros(world, 0, SIZE, true) && mirrored(world, 0, 512) && mirrored(world, 512, 1024));
+        vmf_disk_proof_set(&proof, 0, NULL, SIZE);
+        vmf_disk_proof_mirror(&proof, fault == 4, fault == 1 ? 1024 : 0, world->data + (fault == 2 ? 1 : 0), 512);
+        if (fault != 3)
+            vmf_disk_proof_mirror(&proof, fault != 4, 512, world->data, 1024);
+        uint64_t sum = vmf_disk_proof_sum(&proof);
+        if (fault == 0 && !sync_as(world, 0, sum))
+            fail_msg("%s", world->error->message);
+        else if (fault > 0)
+            refused(world, sync_as(world, 0, sum), VMF_ERROR_DISK_SUM);
+        vmf_disk_proof_clear(&proof);
+        end(world, false);
+    }
+}
+
+/* Who did not offer it does not do it. */
+static void test_mirrored_without_the_feature(void **state)
+{
+    World *world = *state;
+
+    begin(world, format);
+    world->theirs->features_offered = VMF_FEATURE_DISKS;
+    assert_true(zeros(world, 0, SIZE, true));
+    refused(world, mirrored(world, 0, 512), VMF_ERROR_RECORD_BODY);
+    end(world, false);
 }
 
 static void test_overlaps(void **state)
@@ -500,6 +603,9 @@ int main(void)
     const struct CMUnitTest unit_tests[] = {
         world_test(test_it_arrives), world_test(test_it_arrives_in_the_other_order),
         world_test(test_ranges),     world_test(test_overlaps),
+        world_test(test_mirrored_arrives),
+        world_test(test_mirrored_is_in_the_sum),
+        world_test(test_mirrored_without_the_feature),
         world_test(test_syncs),      world_test(test_verify_finds_what_the_storage_lost),
         world_test(test_onto_a_base), world_test(test_onto_a_base_in_the_other_order),
         world_test(test_bad_bases),  world_test(test_bases_out_of_order),

@@ -26,6 +26,9 @@ class Copy:
         self.changed = False                         # an EXTENT has come
         self.total = 0
 
+    def mirror(self, number, offset, length, digest):
+        self.total = self.total + mix(number, (mix(offset, digest) ^ mix(length, 1)) or 1) & _M64
+
     def put(self, granule, digest):
         share = mix(granule, digest)
         self.total = self.total + share - self.mixed.pop(granule, 0) & _M64
@@ -34,19 +37,22 @@ class Copy:
 
 
 class Disks:
-    def __init__(self, disks, bases=False):
+    def __init__(self, disks, bases=False, mirrors=False):
         self.bases = bases       # the target has one of each
+        self.flags = wire.EXTENT_FIRST | wire.EXTENT_ZERO | (wire.EXTENT_MIRRORED if mirrors else 0)
+        self.mirrored = 0        # pieces that were mirrored
+        self.written = set()     # those that were answered
         self.copies = {d.index: Copy(d) for d in disks if d.copied}
         self.syncs = {}          # cookie -> sums
         self.answered = set()
         self.last = False
 
-    def _granules(self, copy, offset, length, most):
-        """Those of a range that has to be made of whole ones."""
+    def _granules(self, copy, offset, length, most, unit=wire.GRANULE):
+        """Those of a range that has to be made of whole units."""
         end, size = offset + length, copy.disk.size
         require(length > 0 and end <= size, 'disk.range', 'octets %d to %d of a disk of %d' % (offset, end, size))
-        require(offset % wire.GRANULE == 0 and (end == size or end % wire.GRANULE == 0), 'disk.range',
-                'octets %d to %d are not whole granules' % (offset, end))
+        require(offset % unit == 0 and (end == size or end % unit == 0), 'disk.range',
+                'octets %d to %d are not in units of %d' % (offset, end, unit))
         require(length <= most, 'disk.range', '%d octets at once' % length)
         return range(offset // wire.GRANULE, -(-end // wire.GRANULE))
 
@@ -59,17 +65,22 @@ class Disks:
         index, flags, offset, length = body.take('IIQQ')
         require(index in self.copies, 'disk.range', 'disk %d, which is not copied' % index)
         require(not self.last, 'stream.record-order', 'after the last DISK_SYNC')
-        require(not flags & ~(wire.EXTENT_FIRST | wire.EXTENT_ZERO), 'stream.record-body', 'unknown flags 0x%x' % flags)
-        copy, zero = self.copies[index], bool(flags & wire.EXTENT_ZERO)
-        granules = self._granules(copy, offset, length, wire.MAX_ZERO_EXTENT if zero else wire.MAX_EXTENT)
+        require(not flags & ~self.flags, 'stream.record-body', 'unknown flags 0x%x' % flags)
+        copy, zero, mirrored = self.copies[index], bool(flags & wire.EXTENT_ZERO), bool(flags & wire.EXTENT_MIRRORED)
+        granules = self._granules(copy, offset, length, wire.MAX_ZERO_EXTENT if zero else wire.MAX_EXTENT,
+                                  copy.disk.sector if mirrored else wire.GRANULE)
         require(body.left() == (0 if zero else length), 'stream.record-body', 'a payload of %d octets' % body.left())
         self._check_named(copy, granules, bool(flags & wire.EXTENT_FIRST))
         copy.changed = True
         payload = body.octets[wire.EXTENT_FIXED:]
+        copy.data_octets += 0 if zero else length
+        if mirrored:
+            copy.mirror(self.mirrored, offset, length, 1 if zero else (xxh3_64(payload) or 1))
+            self.mirrored += 1
+            return
         for n, granule in enumerate(granules):
             copy.named[granule] = 1
             copy.put(granule, 0 if zero else granule_digest(payload[n * wire.GRANULE:(n + 1) * wire.GRANULE]))
-        copy.data_octets += 0 if zero else length
 
     def read_base(self, body):
         index, flags, offset, length = body.take('IIQQ')
@@ -108,6 +119,13 @@ class Disks:
             require(said == copy.total, 'disk.sum', 'disk %d: %016x said, %016x found' % (index, said, copy.total))
             require(not self.last or all(copy.named), 'disk.counts', 'disk %d: %d granules were never named' %
                     (index, copy.granules - sum(copy.named)))
+
+    def read_mirrored(self, body):
+        number, = body.take('Q')
+        body.done()
+        require(number < self.mirrored and number not in self.written, 'stream.record-order',
+                'piece %d, which does not wait for it' % number)
+        self.written.add(number)
 
     def read_synced(self, body):
         require(self.copies, 'stream.record-order', 'no disk is copied')

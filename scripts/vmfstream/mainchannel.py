@@ -85,7 +85,7 @@ class MainChannel:
     def _end_static_data(self, offset, place):
         self.static_end = offset
         self.sections = Sections(self.static.sections or [], self.order)
-        self.disks = Disks(self.static.disks, self.static.has_bases())
+        self.disks = Disks(self.static.disks, self.static.has_bases(), self.static.mirrors() and not self.options.one_way)
         copied = self.static.copies_without_feature()
         if copied:
             self.report.add(place, 'stream.record-body', 'disk %s is copied, the feature is not required' % copied)

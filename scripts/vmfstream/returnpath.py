@@ -173,6 +173,10 @@ class ReturnPath:
         require(self.answer is None, 'stream.record-order', 'after the answer to SWITCHOVER')
         self.main.disks.read_synced(body)
 
+    def _read_mirrored(self, record, body):
+        require(self.answer is None, 'stream.record-order', 'after the answer to SWITCHOVER')
+        self.main.disks.read_mirrored(body)
+
     def _read_failed(self, record, body):
         _read_error(body)
         require(self.answer is None and not self.failed, 'stream.record-order', 'after the answer to SWITCHOVER')
@@ -184,7 +188,7 @@ class ReturnPath:
     _readers = {wire.VERDICT: _read_verdict, wire.ACK: _read_ack, wire.READY: _read_ready, wire.REFUSED: _read_refused,
                 wire.RUNNING: _read_running, wire.NEVER: _read_never, wire.REPORT: _read_report, wire.PONG: _read_pong,
                 wire.FAILED: _read_failed, wire.TARGET_HOST: _read_target_host, wire.TARGET_STATE: _read_target_state,
-                wire.DISK_SYNCED: _read_disk_synced}
+                wire.DISK_SYNCED: _read_disk_synced, wire.MIRRORED: _read_mirrored}
 
 
 def _read_token_and_error(body):

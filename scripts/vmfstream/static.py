@@ -79,6 +79,9 @@ class StaticData:
     def has_bases(self):
         return bool(self.features and self.features.required & wire.BASES)
 
+    def mirrors(self):
+        return bool(self.features and self.features.offered & wire.MIRROR)
+
     def copies_without_feature(self):
         """A disk that is marked as copied though the feature is not required; None: there is none."""
         if self.features and self.features.required & wire.DISKS:

@@ -150,6 +150,7 @@ class Stream(Channel):
         self.blocks = []
         self.disks = []
         self.granules = {}    # (disk, granule) -> digest
+        self.mirrors = {}     # disk -> shares of what was mirrored
         self.memory = Memory()
         self.section_bodies = b''
         self.static_octets = None
@@ -198,8 +199,19 @@ class Stream(Channel):
         self.add(wire.BASE, self.packed('IIQQ', disk, (0 if data else wire.BASE_ZERO) if flags is None else flags, offset, length) +
                  b''.join(self.packed('Q', digest) for digest in digests))
 
+    def mirrored(self, disk, offset, data=None, length=None, flags=None):
+        """@data None: zeros, @length of them."""
+        length = len(data) if length is None else length
+        digest = (xxh3_64(data) or 1) if data else 1
+        number = sum(map(len, self.mirrors.values()))
+        self.mirrors.setdefault(disk, []).append(mix(number, (mix(offset, digest) ^ mix(length, 1)) or 1))
+        if flags is None:
+            flags = wire.EXTENT_MIRRORED | (0 if data else wire.EXTENT_ZERO)
+        self.add(wire.EXTENT, self.packed('IIQQ', disk, flags, offset, length) + (data or b''))
+
     def disk_sum(self, disk):
-        return sum(mix(granule, digest) for (d, granule), digest in self.granules.items() if d == disk) & _M64
+        granules = sum(mix(granule, digest) for (d, granule), digest in self.granules.items() if d == disk)
+        return granules + sum(self.mirrors.get(disk, ())) & _M64
 
     def disk_sync(self, cookie, flags=0, sums=None, kind=None):
         copied = [n for n, disk in enumerate(self.disks) if disk[1]]
