@@ -17,7 +17,7 @@ from processes import BenchError, Child, Noise, cpu_s, end_tidily, wait_until_qu
 from ram import GIB, parse_size, ratio, spread, told, told_spread
 from sides import MIB, outcome
 
-DEPTH = 16  # requests of 1 MiB: as many as the engine has under way
+DEPTH = 16  # requests of 1 MiB: as many as the engine has under way, reads and writes together
 SPARSE_SIZE = 64 * GIB
 SPARSE_DATA = GIB
 

@@ -28,7 +28,7 @@
 #include "block/tee.h"
 #include "stream/clock.h"
 
-#define BUFFERS 16
+#define BUFFERS 8 /* with as many writes of the target this fills a disk; more only make the guest wait */
 #define LOOK_EVERY 64 /* pieces: counting what is left takes a while on a large disk */
 #define RUN_GRANULES (VMF_READ_AHEAD_BYTES / VMF_GRANULE_BYTES)
 #define IN_TOUCH_NS (1 * VMF_NS_PER_S)

@@ -28,7 +28,7 @@
 #include "block/disk.h"
 #include "block/receive.h"
 
-#define LARGE 16 /* buffers of a whole extent */
+#define LARGE 8 /* buffers of a whole extent */
 #define SMALL 112 /* and for small ones, which come many at a time: a mirrored guest's */
 #define BUFFERS (LARGE + SMALL)
 #define SMALL_BYTES (16u << 10)
