@@ -17,6 +17,7 @@ typedef struct {
     unsigned depth; /* reads under way, at most */
     unsigned most;
     uint64_t pause_ns; /* after each read, where depth is 1 */
+    uint64_t n_writes, n_late; /* since it changed last, or might have */
 } VmfDiskPace;
 
 void vmf_disk_pace_init(VmfDiskPace *pace, bool on, unsigned most);

@@ -74,6 +74,23 @@ static void test_one_late_in_a_hundred_is_fine(void **state)
     assert_int_equal(pace.depth, MOST / 2 + 1);
 }
 
+/* Few writes in each window: they are judged by the hundred. */
+static void test_few_writes(void **state)
+{
+    VmfDiskPace pace;
+
+    vmf_disk_pace_init(&pace, true, MOST);
+    vmf_disk_pace_look(&pace, 10, 1);
+    assert_int_equal(pace.depth, MOST);
+    vmf_disk_pace_look(&pace, 10, 1); /* the second one is more than a hundred may have */
+    assert_int_equal(pace.depth, MOST / 2);
+    for (unsigned i = 0; i < 9; i++)
+        vmf_disk_pace_look(&pace, 10, 0);
+    assert_int_equal(pace.depth, MOST / 2);
+    vmf_disk_pace_look(&pace, 10, 1);
+    assert_int_equal(pace.depth, MOST / 2 + 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest unit_tests[] = {
@@ -81,6 +98,7 @@ int main(void)
         cmocka_unit_test(test_it_finds_what_the_storage_bears),
         cmocka_unit_test(test_where_one_is_too_much_it_pauses),
         cmocka_unit_test(test_one_late_in_a_hundred_is_fine),
+        cmocka_unit_test(test_few_writes),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);
