@@ -337,16 +337,21 @@ static uint64_t n_chunks_of(const VmfFillDisk *disk)
 bool vmf_fill_set_todo(VmfFillDisk *disk, GError **error)
 {
     VmfImageDiskLoad *load = disk->load;
+    VmfDiskUnits units;
 
-    if (!vmf_disk_units_init(&disk->units, disk->size_bytes)) {
+    if (!vmf_disk_units_init(&units, disk->size_bytes)) {
+        vmf_disk_units_clear(&units);
         g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disk %s: image: out of memory", vmf_disk_name(disk->disk));
         return false;
     }
     for (uint64_t chunk = 0; chunk < n_chunks_of(disk); chunk++) {
         uint64_t at = chunk * VMF_CHUNK_SIZE;
         if (vmf_image_pages_ops.may_have_data(load->chain, disk->block, chunk))
-            vmf_disk_units_set_todo(&disk->units, at, MIN(VMF_CHUNK_SIZE, disk->size_bytes - at));
+            vmf_disk_units_set_todo(&units, at, MIN(VMF_CHUNK_SIZE, disk->size_bytes - at));
     }
+    pthread_mutex_lock(&load->lock); /* statistics count them already */
+    disk->units = units;
+    pthread_mutex_unlock(&load->lock);
     return true;
 }
 
