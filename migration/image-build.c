@@ -176,6 +176,7 @@ static bool open_all(VmfImageBuild *build, const char *uri, const VmfImageMakeOp
         .layer = origin->parent != NULL,
         .scan = vmf_page_scan_select(),
         .stable = true,
+        .reads = {origin->reads[0], origin->reads[1]},
     };
     build->writer = vmf_image_writer_new(&config, error);
     return build->writer != NULL;
@@ -279,9 +280,11 @@ static bool same_file(const char *a, const char *b)
 
 bool vmf_image_build_check_target(const char *uri, const VmfImageChain *chain, GError **error)
 {
+    g_autofree char *partial = g_strconcat(uri, ".partial", NULL);
+
     for (unsigned i = 0; i < vmf_image_chain_n_layers(chain); i++) {
         const char *name = vmf_storage_name(vmf_image_chain_layer(chain, i)->storage);
-        if (!same_file(uri, name))
+        if (!same_file(uri, name) && !same_file(partial, name))
             continue;
         g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: is an image that is read: write to another place", uri);
         return false;

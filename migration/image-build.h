@@ -15,6 +15,7 @@ typedef struct {
     const VmfStaticData *static_data; /* borrowed */
     bool swap;
     const VmfImageParent *parent; /* borrowed; NULL: no layer */
+    const VmfImageChain *reads[2]; /* of what it is made, as VmfImageWriterConfig has them */
 } VmfImageOrigin;
 
 typedef struct {
@@ -47,7 +48,7 @@ typedef struct {
 /* All lanes were flushed: the image is whole, durable, and has its name. */
 bool vmf_image_build_finish(VmfImageBuild *build, const VmfImageTail *tail, GError **error);
 
-/* VMF_ERROR_USAGE where @uri is one of the images of @chain. */
+/* VMF_ERROR_USAGE where @uri, or the name that it has while it is written, is one of the images of @chain, as far as names tell. */
 bool vmf_image_build_check_target(const char *uri, const VmfImageChain *chain, GError **error);
 
 #endif

@@ -400,7 +400,10 @@ static bool copy_image(VmfImage *image, VmfImageChain *below, const VmfImagePare
                        const VmfImageMakeOptions *options, GError **error)
 {
     const VmfImageFile *file = vmf_image_layer_of(image, 0);
-    VmfImageOrigin origin = {.static_data = file->static_data, .swap = file->format.swap, .parent = parent};
+    VmfImageOrigin origin = {.static_data = file->static_data,
+                             .swap = file->format.swap,
+                             .parent = parent,
+                             .reads = {image->chain, below}};
     g_autoptr(VmfImageBuild) build = vmf_image_build_new(uri, options, &origin, error);
     Copy copy = {.image = image, .parent = below, .build = build, .options = options};
     VmfImageTail tail = {

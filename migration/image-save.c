@@ -195,6 +195,7 @@ static bool make_writer(VmfSource *source, Place *place, GError **error)
         .layer = place->chain != NULL,
         .scan = vmf_page_scan_select(),
         .stable = source->session->stop_first,
+        .reads = {place->chain},
     };
 
     place->writer = vmf_image_writer_new(&config, error);

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <vmferry/error.h>
 
+#include "migration/image-build.h"
 #include "migration/image-offline.h"
 #include "stream/channel.h"
 
@@ -190,7 +191,7 @@ bool vmf_image_to_stream(VmfImage *image, const char *stream_uri, const VmfImage
                     vmf_storage_name(to.file->storage), vmf_image_file_block_name(to.file, to.file->layout.n_blocks - 1));
         return false;
     }
-    if (!vmf_image_store_new(image->chain, &store, error))
+    if (!vmf_image_build_check_target(stream_uri, image->chain, error) || !vmf_image_store_new(image->chain, &store, error))
         return false;
     g_autoptr(VmfChannel) channel = vmf_connector_open(connector, -1, error);
     if (!channel)

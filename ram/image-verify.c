@@ -105,7 +105,7 @@ static void chunk_done(void *opaque, const VmfImageRead *read, GError *error)
 
     worker->idle[worker->n_idle++] = read->memory;
     worker->pages += vmf_page_set_count(&read->data);
-    worker->pages_damaged += vmf_page_set_count(&read->damaged);
+    worker->pages_damaged += is_page ? vmf_page_set_count(&read->damaged) : 0; /* otherwise nobody has seen them */
     for (unsigned page = 0; is_page && page < VMF_CHUNK_PAGES; page++)
         if (vmf_page_set_test(&read->damaged, page))
             tell_page(worker, read, page);

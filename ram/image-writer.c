@@ -12,6 +12,31 @@ static bool void_commit_block(VmfImageWriter *writer, GError **error)
            vmf_storage_flush(writer->storage, error);
 }
 
+static bool has_layer(const VmfImageChain *chain, const uint8_t *id)
+{
+    for (unsigned i = 0; chain && i < vmf_image_chain_n_layers(chain); i++)
+        if (memcmp(vmf_image_chain_layer(chain, i)->commit.id, id, VMF_IMAGE_ID_SIZE) == 0)
+            return true;
+    return false;
+}
+
+/* Names do not always tell: an export has several, and so has a device. */
+static bool check_not_read(const VmfImageWriterConfig *config, GError **error)
+{
+    g_autofree uint8_t *block = g_malloc(VMF_IMAGE_BLOCK);
+    VmfStorage *storage = config->storage;
+    VmfImageCommit commit;
+
+    if ((!config->reads[0] && !config->reads[1]) || !vmf_storage_is_in_place(storage) || vmf_storage_size(storage) < VMF_IMAGE_BLOCK ||
+        !vmf_storage_read(storage, 0, block, VMF_IMAGE_BLOCK, NULL) ||
+        !vmf_image_commit_decode(block, vmf_storage_size(storage), &commit, NULL) ||
+        (!has_layer(config->reads[0], commit.id) && !has_layer(config->reads[1], commit.id)))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: is an image that is read, or a copy of one: write to another place",
+                vmf_storage_name(storage));
+    return false;
+}
+
 VmfImageWriter *vmf_image_writer_new(const VmfImageWriterConfig *config, GError **error)
 {
     g_autoptr(VmfImageWriter) writer = g_new0(VmfImageWriter, 1);
@@ -24,7 +49,7 @@ VmfImageWriter *vmf_image_writer_new(const VmfImageWriterConfig *config, GError 
     writer->depth = config->depth ? config->depth : VMF_IMAGE_WRITER_DEPTH;
     writer->stable = config->stable;
     writer->tables = vmf_image_tables_new(&writer->layout, config->layer, error);
-    if (!writer->tables || !vmf_storage_set_size(writer->storage, writer->layout.end, error))
+    if (!writer->tables || !check_not_read(config, error) || !vmf_storage_set_size(writer->storage, writer->layout.end, error))
         return NULL;
     if (vmf_storage_is_in_place(writer->storage) && !void_commit_block(writer, error))
         return NULL;

@@ -16,6 +16,7 @@
 #define RAM_IMAGE_WRITER_H
 
 #include "ram/bitmap.h"
+#include "ram/image-chain.h"
 #include "ram/image-format.h"
 #include "ram/page-scan.h"
 #include "ram/page-sink.h"
@@ -31,10 +32,11 @@ typedef struct {
     const VmfPageScan *scan;
     unsigned depth; /* requests under way on each lane; 0: the default, 4 of up to 2 MiB */
     bool stable;    /* memory does not change under a write (the guest is stopped): never copy */
+    const VmfImageChain *reads[2]; /* images that are needed: one of them that stands in @storage is not written over. Or NULL */
 } VmfImageWriterConfig;
 
 /*
- * Sets the size, and voids what stands in place. NULL with @error.
+ * Sets the size, and voids what stands in place. NULL with @error: VMF_ERROR_USAGE: it is one of @reads.
  */
 VmfImageWriter *vmf_image_writer_new(const VmfImageWriterConfig *config, GError **error);
 /* Without finish the image is not one: the storage removes the file. Every lane's sink was freed. */

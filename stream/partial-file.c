@@ -21,17 +21,18 @@ static bool is_still_named(int fd, const char *name)
            opened.st_dev == named.st_dev;
 }
 
-static bool is_regular(int fd)
+/* A file that has another name as well is somebody's. */
+static bool is_ours_alone(int fd)
 {
     struct stat st;
 
-    return fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+    return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink <= 1;
 }
 
 /* 0, EAGAIN: open it again, or another errno. */
 static int take_over(int fd, const char *partial)
 {
-    if (!is_regular(fd))
+    if (!is_ours_alone(fd))
         return EEXIST;
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
         return errno == EINTR ? EAGAIN : errno == EWOULDBLOCK ? EBUSY : errno;

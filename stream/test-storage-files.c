@@ -231,6 +231,19 @@ static void test_fifo_in_the_way(void **state)
     assert_error(error, VMF_ERROR_IO);
 }
 
+/* A leftover is written over; one that has another name as well is somebody's file. */
+static void test_partial_of_two_names(void **state)
+{
+    g_autofree char *partial = path_at(*state, "image.partial"), *other = path_at(*state, "other");
+    g_autoptr(GError) error = NULL;
+
+    put(*state, "other", "precious");
+    assert_int_equal(link(other, partial), 0);
+    assert_null(open_at(*state, "image", VMF_STORAGE_CREATE, &error));
+    assert_error(error, VMF_ERROR_IO);
+    assert_holds(*state, "other", "precious");
+}
+
 static void test_bad_options(void **state)
 {
     VmfStorageOptions options = {.mode = VMF_STORAGE_CREATE, .backend = "abacus"};
@@ -454,6 +467,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_read_only, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_not_opened, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_fifo_in_the_way, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_partial_of_two_names, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_bad_options, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_unaligned, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_alignment, set_up, tear_down),

@@ -186,12 +186,16 @@ def mistakes_are_told(stage):
 def an_image_is_not_written_over_itself(stage):
     host, (path,) = moments(stage, 1)
     before = os.stat(path)
-    for args in (('flatten', path, path), ('rebase', path, path, '--parent', path)):
+    for args in (('flatten', path, path), ('rebase', path, path, '--parent', path), ('convert', path, path)):
         assert done(host, *args, '--json', code=2).lines[-1]['id'] == 'usage'
     os.symlink(path, path + '-link')
     assert done(host, 'flatten', path, path + '-link', '--json', code=2).lines[-1]['id'] == 'usage'
     assert os.stat(path).st_mtime_ns == before.st_mtime_ns
     agree(host, path)
+    os.rename(path, path + '.partial')      # nor where it has the name that the new one has meanwhile
+    for args in (('flatten', path + '.partial', path), ('convert', path + '.partial', path)):
+        assert done(host, *args, '--json', code=2).lines[-1]['id'] == 'usage'
+    agree(host, path + '.partial')
 
 
 def an_interrupted_copy_leaves_nothing(stage):

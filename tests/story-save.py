@@ -376,6 +376,9 @@ def an_nbd_export(stage):
         raise story.Skip('built without libnbd')
     assert done.code == 0, done
     lives(machine)
+    other_name = host.vmferry('save', 'vm', f'nbd:unix:{socket}', '--parent', uri)
+    assert other_name.code == 2 and 'is an image that is read' in other_name.stderr, other_name
+    lives(machine)
     restored(stage, 'host-b', uri)
 
 
