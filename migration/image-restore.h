@@ -34,6 +34,7 @@ typedef struct {
     int64_t server_began_ns;
     VmfPresence *presence;
     VmfTouchOrder *order, *record; /* NULL: none */
+    _Atomic bool asked_for; /* another session had memory brought */
     bool complete; /* all memory is there; under the session's lock */
     bool filled;   /* all disks are; likewise */
     bool disk_lost;

@@ -17,6 +17,7 @@
  */
 #include "migration/restore-lazy.h"
 
+#include <stdatomic.h>
 #include <vmferry/error.h>
 
 #include "ram/image-pages.h"
@@ -24,6 +25,7 @@
 
 #define RECORD_NS (2 * VMF_NS_PER_S) /* of touches that reading ahead does not hide, when they are recorded */
 #define WAIT_NS (VMF_NS_PER_S / 10)
+#define RUN_LOOK_NS (VMF_NS_PER_S / 100) /* how soon a guest's first run is seen */
 
 /* ---- what is told by the server's threads ------------------------------------------------------------------------------- */
 
@@ -106,6 +108,7 @@ static bool ensure(void *opaque, unsigned block, uint64_t chunk, GError **error)
 {
     VmfRestore *restore = opaque;
 
+    atomic_store(&restore->asked_for, true);
     return vmf_fault_server_ensure(restore->server, block, chunk, error);
 }
 
@@ -123,16 +126,22 @@ static void read_order(VmfRestore *restore)
         return;
     restore->order = vmf_touch_order_read(path, restore->image->commit.id, &restore->image->commit.root, &error);
     if (error)
-        vmf_session_event(restore->session, "order.ignored", "%s", error->message);
+        vmf_session_event(restore->session, "order.ignored", "%s: it is passed over", error->message);
 }
 
+/* One that says something is not given up for one that says nothing. */
 static void write_order(VmfRestore *restore)
 {
     const VmfImageCommit *commit = &restore->image->commit;
+    const char *path = restore->options.order_path;
     g_autoptr(GError) error = NULL;
 
-    if (restore->record && !vmf_touch_order_write(restore->record, restore->options.order_path, commit->id, &commit->root, &error))
-        vmf_session_event(restore->session, "order.not-written", "%s", error->message);
+    if (!restore->record)
+        return;
+    if (vmf_touch_order_length(restore->record) == 0)
+        vmf_session_event(restore->session, "order.not-written", "order of touches %s: it is not written: nothing was touched", path);
+    else if (!vmf_touch_order_write(restore->record, path, commit->id, &commit->root, &error))
+        vmf_session_event(restore->session, "order.not-written", "%s: it is not written", error->message);
 }
 
 /* ---- beginning ---------------------------------------------------------------------------------------------------------- */
@@ -249,8 +258,30 @@ static bool check_sums(VmfRestore *restore, GError **error)
            vmf_image_load_check(restore->load, &restore->image->summary, error);
 }
 
+/*
+ * What a guest touches is recorded from its first run on, however long it was paused before. A migration or a save that asks for its memory
+ * before that brings all of it, and leaves nothing to record.
+ */
+static void wait_for_run(VmfRestore *restore)
+{
+    VmfSession *session = restore->session;
+    const VmfGuestOps *ops = vmf_guest_ops(session->guest);
+
+    while (restore->record && !restore->started && !atomic_load(&restore->asked_for) &&
+           !ops->is_running(vmf_guest_opaque(session->guest))) {
+        pthread_mutex_lock(&session->lock);
+        bool over = restore->lost || vmf_session_is_cancelled(session);
+        if (!over)
+            vmf_session_wait_locked(session, vmf_now_ns() + RUN_LOOK_NS);
+        pthread_mutex_unlock(&session->lock);
+        if (over)
+            return; /* wait_until() says which */
+    }
+}
+
 static bool fill_memory(VmfRestore *restore, GError **error)
 {
+    wait_for_run(restore);
     return (restore->complete || vmf_fault_server_fill(restore->server, error)) &&
            wait_until(restore, &restore->complete, error) && check_sums(restore, error);
 }

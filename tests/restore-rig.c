@@ -38,7 +38,7 @@ static bool guest_start(void *opaque, GError **error)
 
 static bool guest_is_running(void *opaque)
 {
-    return ((Guest *)opaque)->running;
+    return __atomic_load_n(&((Guest *)opaque)->running, __ATOMIC_RELAXED); /* another thread may let it run */
 }
 
 static bool guest_release(void *opaque, GError **error)

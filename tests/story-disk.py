@@ -131,6 +131,12 @@ def image_knows_its_disk(stage):
     back.wait()
     stale = other.vmferry('restore', image, 'vm', *disk_of(stage), '--json')
     assert stale.code == 1 and stale.lines[-1]['id'] == 'image.disk', stale
+    forced = story.Machine(other, 'vm', other.start('restore', image, 'vm', *disk_of(stage), '--force-stale-disks', '--paused'))
+    assert 'restored from' in forced.process.stdout.readline()
+    done(other, 'quit', 'vm')
+    forced.wait()
+    told = forced.process.stderr.read()
+    assert told.startswith('vmferry: vm: disk root: ') or told.startswith('vmferry: vm: disk.0: '), told
 
 
 def full_storage_is_the_guests_to_know(stage):

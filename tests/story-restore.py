@@ -243,6 +243,26 @@ def the_order_of_touches_is_used(stage):
     lives(passed_over)
 
 
+def what_becomes_of_the_order_is_told_as_text(stage):
+    image = image_of(stage)
+    with open(image + '.order', 'w', encoding='ascii') as file:
+        file.write('x')
+    machine = restore(stage.host('host-b'), image, '--lazy')
+    assert 'restored from' in machine.process.stdout.readline()
+    done(machine.host, 'quit', 'vm')
+    ended(machine, 0)
+    told = machine.process.stderr.read()
+    assert f'vmferry: vm: order of touches {image}.order: too short: it is passed over\n' in told, told
+    os.remove(image + '.order')
+    os.mkdir(image + '.order')
+    machine = restore(stage.host('host-c'), image, '--lazy=record')
+    assert 'restored from' in machine.process.stdout.readline()
+    done(machine.host, 'quit', 'vm')
+    ended(machine, 0)
+    told = machine.process.stderr.read()
+    assert 'too short' not in told and f'vmferry: vm: order of touches {image}.order: Is a directory: it is not written\n' in told, told
+
+
 def it_is_its_owners_while_it_is_loaded(stage):
     machine = restore(stage.host('host-b'), image_of(stage), '--json', '--lazy=record')
     line_of(machine, 'event', id='restore.started')
@@ -328,7 +348,28 @@ def a_damaged_page_holds_it(stage):
     assert machine.status()['beats'] == status['beats']
     done(host, 'resolve', 'vm', '--discard')
     ended(machine, 1)
-    assert 'does not match its digest' in machine.process.stderr.read()
+    told = machine.process.stderr.read().splitlines()
+    said = [line for line in told if line.startswith('vmferry: vm stands still at host-b: a part of its memory cannot be had: ')]
+    assert len(said) == 1 and 'does not match its digest' in said[0], told
+    assert said[0].endswith("; 'vmferry resolve vm' says more, and settles it"), told
+    assert 'does not match its digest' in told[-2] and told[-2] != said[0], told
+
+
+def a_daemon_s_log_says_that_it_is_held(stage):
+    image = image_of(stage)
+    for share in (0.2, 0.5, 0.8):
+        damage(image, share)
+    host = stage.host('host-b')
+    begun = host.vmferry('restore', image, 'vm', '--lazy=record', '--daemon', '--host-name', 'host-b')
+    assert begun.code == 0, begun
+    log = os.path.join(host.runtime_dir, 'vm.log')
+
+    def told():
+        with open(log, encoding='utf-8') as file:
+            return begun.stderr + file.read()   # it may be found before the daemon leaves the terminal alone
+    story.wait_until(lambda: 'stands still at host-b: a part of its memory cannot be had: ' in told(), 'the hold in the log')
+    assert 'does not match its digest' in told()
+    done(host, 'quit', 'vm', '--force')
 
 
 def a_page_that_the_guest_asks_for_holds_it_too(stage):
@@ -342,6 +383,8 @@ def a_page_that_the_guest_asks_for_holds_it_too(stage):
     assert machine.status()['guest_errors'] == 0
     done(host, 'quit', 'vm', '--force')
     ended(machine, 4)
+    hint = machine.process.stderr.read().splitlines()[-1]
+    assert hint.startswith('vmferry: hint: ') and 'resolve' not in hint and "'vmferry verify' says" in hint, hint
     assert not os.path.exists(image + '.order')
 
 
@@ -401,5 +444,5 @@ story.run(a_guest_comes_back, it_can_stay_paused, a_daemon_is_there_when_its_gue
           layers, the_same_by_qmp_and_by_run, what_does_not_fit_is_named, mistakes_are_told, damage_is_refused,
           a_guest_runs_before_its_memory_is_there, the_order_of_touches_is_used, it_is_its_owners_while_it_is_loaded,
           it_moves_on_before_all_is_there, it_is_saved_before_all_is_there, it_is_quit_while_it_is_loaded,
-          a_killed_one_leaves_the_image_as_it_was, a_damaged_page_holds_it,
-          a_page_that_the_guest_asks_for_holds_it_too, nbd_exports, storage_that_fails_holds_it)
+          a_killed_one_leaves_the_image_as_it_was, a_damaged_page_holds_it, a_daemon_s_log_says_that_it_is_held,
+          what_becomes_of_the_order_is_told_as_text, a_page_that_the_guest_asks_for_holds_it_too, nbd_exports, storage_that_fails_holds_it)

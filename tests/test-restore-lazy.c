@@ -219,6 +219,52 @@ static void test_order(void **state)
     assert_non_null(strstr(third->events->str, "order.ignored: "));
 }
 
+/* A guest that is paused at first is recorded from its first run on; a save or a move would bring all that it could touch. */
+static void test_order_of_a_paused_guest(void **state)
+{
+    g_autoptr(ForgeImage) image = forge_image_new(false, 1);
+    g_autofree char *uri = image_uri(*state, "a.img"), *path = image_path(*state, "a.img.order");
+    g_autoptr(Guest) guest = fitting_guest();
+    g_auto(Trial) trial;
+    Running running;
+
+    image_write(*state, image, "a.img");
+    lazy_init(&trial, uri);
+    trial.options.paused = true;
+    trial.options.order_path = path;
+    trial.options.record_order = true;
+    begin(&running, &trial, guest);
+    wait_for_start(&running);
+    for (unsigned i = 0; i < 30 && statistics_of(&running).status == VMF_STATUS_POSTCOPY_ACTIVE; i++)
+        usleep(100000); /* more than is recorded of a guest that runs */
+    look_around(guest, image);
+    __atomic_store_n(&guest->running, true, __ATOMIC_RELAXED);
+    pthread_join(running.thread, NULL);
+    image_no_error(running.error);
+    assert_memory(guest, image);
+    assert_recorded(image, path);
+}
+
+/* What was recorded is not given up for a record of nothing. */
+static void test_empty_order(void **state)
+{
+    static const char former[] = "what was recorded";
+    g_autoptr(ForgeImage) image = forge_image_new(false, 1);
+    g_autofree char *uri = image_uri(*state, "a.img"), *path = image_path(*state, "a.img.order"), *left = NULL;
+    g_autoptr(Guest) guest = fitting_guest();
+    g_auto(Trial) trial;
+
+    image_write(*state, image, "a.img");
+    assert_true(g_file_set_contents(path, former, -1, NULL));
+    lazy_init(&trial, uri);
+    trial.options.order_path = path;
+    trial.options.record_order = true;
+    assert_restored(&trial, guest, image);
+    assert_true(g_file_get_contents(path, &left, NULL, NULL));
+    assert_string_equal(left, former);
+    assert_non_null(strstr(guest->events->str, "order.not-written: "));
+}
+
 /* ---- pages that cannot be had ------------------------------------------------------------------------------------------- */
 
 #define BAD_PAGE 1099u
@@ -522,6 +568,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_layers, image_enter, image_leave),
         cmocka_unit_test_setup_teardown(test_paused, image_enter, image_leave),
         cmocka_unit_test_setup_teardown(test_order, image_enter, image_leave),
+        cmocka_unit_test_setup_teardown(test_order_of_a_paused_guest, image_enter, image_leave),
+        cmocka_unit_test_setup_teardown(test_empty_order, image_enter, image_leave),
         cmocka_unit_test_setup_teardown(test_damaged_page, image_enter, image_leave),
         cmocka_unit_test_setup_teardown(test_hold_that_is_left, image_enter, image_leave),
         cmocka_unit_test_setup_teardown(test_damaged_page_that_is_touched, image_enter, image_leave),

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Makes the machine that an image asks for, restores the guest into it, and serves it like run. */
+#include <stdio.h>
 #include <string.h>
 #include <vmferry/vmferry.h>
 
+#include "machine/qmp-error.h"
 #include "tools/numbers.h"
 #include "tools/report.h"
 #include "tools/serve.h"
@@ -27,6 +29,7 @@ typedef struct {
     char *uri, *order_path; /* order_path NULL: not lazy, or no place for it */
     uint64_t n_threads; /* 0: not said */
     bool over;          /* what comes now is about other migrations */
+    bool held;          /* a part of its memory or of a disk cannot be had */
     GError *error;      /* of the end of a daemon's beginning */
 } Restore;
 
@@ -271,12 +274,30 @@ static void on_started(Restore *restore)
     leave_alone(restore);
 }
 
+/* With --json each event is a line already. Those of a migration that goes on meanwhile are for who began it. */
+static void tell_event(Restore *restore, const json_t *data)
+{
+    static const char *const own[] = {"disk.stale", "order.ignored", "order.not-written", NULL};
+    const char *name = restore->serve.name, *id = string(data, "id"), *text = string(data, "text");
+
+    restore->held |= strcmp(id, "restore.held") == 0;
+    if (restore->serve.common.json)
+        return;
+    if (strcmp(id, "restore.held") == 0)
+        fprintf(stderr, "vmferry: %s stands still at %s: %s; 'vmferry resolve %s' says more, and settles it\n", name,
+                host_name(restore), text, name);
+    else if (g_strv_contains(own, id))
+        fprintf(stderr, "vmferry: %s: %s\n", name, text);
+}
+
 static void on_event(void *opaque, const json_t *event)
 {
     Restore *restore = opaque;
     const json_t *data = json_object_get(event, "data");
     const char *name = string(event, "event");
 
+    if (strcmp(name, "X_VMFERRY_EVENT") == 0)
+        tell_event(restore, data);
     if (restore->over)
         return;
     if (strcmp(name, "MIGRATION") == 0 && strcmp(string(data, "status"), "postcopy-active") == 0)
@@ -313,6 +334,21 @@ static bool serve(Restore *restore, GError **error)
     return false;
 }
 
+/* A machine that ended while it was held has nothing left to be resolved: there is no peer that could have the guest. */
+static int fail(const Restore *restore, const GError *error)
+{
+    json_t *object;
+
+    if (!restore->held || !g_error_matches(error, VMF_ERROR, VMF_ERROR_HELD))
+        return vmf_common_fail(&restore->serve.common, error);
+    object = vmf_qmp_error_object(error, NULL);
+    json_object_set_new(object, "hint", json_string("what the guest did since it was restored is gone with its machine; the image is as "
+                                                    "it was: 'vmferry verify' says what is wrong with it"));
+    vmf_report_error_object(restore->serve.common.json, object);
+    json_decref(object);
+    return VMF_EXIT_HELD;
+}
+
 int vmf_verb_restore(int argc, char **argv)
 {
     g_auto(Restore) restore = {0};
@@ -324,6 +360,6 @@ int vmf_verb_restore(int argc, char **argv)
         return exit_code;
     if (!configure(&restore, &error) || !vmf_serve_fork(&restore.serve, &error) || !set_up(&restore, &error) ||
         !serve(&restore, &error))
-        return vmf_common_fail(&restore.serve.common, error);
+        return fail(&restore, error);
     return VMF_EXIT_OK;
 }
