@@ -14,7 +14,7 @@ struct VmfMigration {
     const VmfMigrationOps *ops;
     void *opaque;
     bool incoming, one_way, is_save, dry_run;
-    bool was_running;
+    bool was_running, resumes;
     unsigned stream_version;
     char *uri;
     VmfConnector *connector;
@@ -152,6 +152,7 @@ VmfMigration *vmf_migration_new(const VmfMigrationConfig *config, GError **error
     migration->stream_version = config->parameters->stream_version;
     migration->uri = g_strdup(config->uri);
     migration->was_running = config->was_running;
+    migration->resumes = config->save && config->save->resume;
     if (config->link && config->connector)
         vmf_connector_set_wrap(config->connector, vmf_migration_put_over_link, config->link);
     migration->session = new_session(config, migration);
@@ -225,6 +226,11 @@ const char *vmf_migration_uri(const VmfMigration *migration)
 bool vmf_migration_was_running(const VmfMigration *migration)
 {
     return migration->was_running;
+}
+
+bool vmf_migration_resumes(const VmfMigration *migration)
+{
+    return migration->resumes && migration->was_running;
 }
 
 void vmf_migration_set_was_running(VmfMigration *migration, bool running)

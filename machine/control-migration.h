@@ -57,6 +57,8 @@ const char *vmf_migration_uri(const VmfMigration *migration);
 /* Source: whether the guest ran as far as its owner is concerned, who may change that while the migration runs. */
 bool vmf_migration_was_running(const VmfMigration *migration);
 void vmf_migration_set_was_running(VmfMigration *migration, bool running);
+/* Whether it is a save after which the guest goes on. */
+bool vmf_migration_resumes(const VmfMigration *migration);
 /* The session, or NULL after the end. */
 VmfSession *vmf_migration_session(VmfMigration *migration);
 /* Why it holds the guest, one sentence, owned by the caller; NULL: it does not. Also of one that was ended while it did. */

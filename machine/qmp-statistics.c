@@ -147,6 +147,7 @@ json_t *vmf_qmp_migration_detail(VmfMigration *migration)
 #define X(member) json_object_set_new(detail, #member, json_integer(statistics.member));
     COUNTERS(X)
 #undef X
+    json_object_set_new(detail, "resumes", vmf_migration_is_save(migration) ? json_boolean(vmf_migration_resumes(migration)) : json_null());
     json_object_set_new(detail, "expected_downtime_ns", forecast(statistics.expected_downtime_ns));
     json_object_set_new(detail, "start_ns", forecast(statistics.start_ns));
     json_object_set_new(detail, "working_set_ns", forecast(statistics.working_set_ns));

@@ -344,6 +344,7 @@ VmfSession *vmf_session_new_restore(VmfGuest *guest, const VmfRestoreOptions *op
 
     restore->session = session;
     vmf_restore_options_copy(&restore->options, options, &restore->options_error);
+    session->operation = "restore";
     session->run = restore_run;
     session->own = restore;
     session->free_own = restore_free;

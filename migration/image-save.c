@@ -642,6 +642,7 @@ VmfSession *vmf_session_new_save(VmfGuest *guest, const VmfSaveOptions *options,
     VmfSession *session = vmf_session_new(guest, parameters, ops, opaque);
     Config *config = config_of(options);
 
+    session->operation = "save";
     session->is_source = true;
     session->run = run;
     session->own = config;

@@ -18,6 +18,7 @@ VmfSession *vmf_session_new(VmfGuest *guest, const VmfParameters *parameters, co
     pthread_condattr_t attributes;
 
     session->guest = guest;
+    session->operation = "migration";
     if (vmf_parameters_copy(&session->parameters, parameters, &session->parameters_error)) {
         session->host_name = g_strdup(session->parameters.host_name);
         session->machine = g_strdup(session->parameters.machine);
@@ -197,7 +198,7 @@ static bool check_cancelled_locked(VmfSession *session, GError **error)
     if (session->expiry)
         g_propagate_error(error, g_error_copy(session->expiry));
     else if (vmf_session_is_cancelled(session))
-        g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "migration: cancelled");
+        g_set_error(error, VMF_ERROR, VMF_ERROR_CANCELLED, "%s: cancelled", session->operation);
     else
         return true;
     return false;

@@ -24,6 +24,7 @@ struct VmfSession {
     bool (*run)(VmfSession *session, GError **error);
     void *own;              /* what that needs to know, from vmf_session_new_… on */
     GDestroyNotify free_own;
+    const char *operation;  /* what people call it: "migration", "save", "restore" */
     bool is_source;
     bool stop_first;         /* source: the guest is stopped ahead of the first page, and nothing has to be logged */
     VmfGuest *guest;         /* not owned */

@@ -87,6 +87,8 @@ def what_is_said_of_an_image(stage):
     assert len(rows) == len(layer['blocks']) and len(rows[layer['blocks'].index(ram)]) == 8 and set(''.join(rows)) & set('░▒▓█'), rows
     svg = os.path.join(stage.directory, 'map.svg')
     done(host, 'inspect', path, f'--map={svg}')
+    failed = done(host, 'inspect', path, f'--map={svg}/nowhere/map.svg', code=1)
+    assert failed.stdout == '' and 'nowhere' in failed.stderr, failed
     drawn = xml.dom.minidom.parse(svg).getElementsByTagName('rect')
     assert sum(square.getAttribute('class') == 'here' for square in drawn) == sum(
         shade != '·' for shade in ''.join(rows)), drawn
@@ -176,6 +178,9 @@ def mistakes_are_told(stage):
                  ('diff', 'a'), ('rebase', 'a', 'b'), ('flatten', 'a'), ('convert', 'a', 'b', 'c')):
         result = done(host, *args, code=2)
         assert result.stdout == '' and 'vmferry: ' in result.stderr, result
+    for verb, operands in (('verify', 1), ('flatten', 2)):
+        result = done(host, verb, *[nothing] * operands, '--threads', '9', code=2)
+        assert f'vmferry: {verb}: --threads: ' in result.stderr, result
     for args in (('inspect', nothing), ('verify', nothing), ('diff', nothing, nothing), ('rebase', nothing, 'b', '--parent', nothing),
                  ('flatten', nothing, 'b'), ('convert', nothing, 'b')):
         assert done(host, *args, '--json', code=1).lines[-1]['id'] == 'io', args

@@ -346,7 +346,8 @@ def a_damaged_page_holds_it(stage):
     told = done(host, 'resolve', 'vm', code=4)
     assert "'vmferry resolve vm --discard' gives up" in told.stdout, told
     assert machine.status()['beats'] == status['beats']
-    done(host, 'resolve', 'vm', '--discard')
+    told = done(host, 'resolve', 'vm', '--discard')
+    assert told.stdout.startswith('vmferry: vm is given up: its machine has ended, and the image is as it was\n'), told
     ended(machine, 1)
     told = machine.process.stderr.read().splitlines()
     said = [line for line in told if line.startswith('vmferry: vm stands still at host-b: a part of its memory cannot be had: ')]

@@ -83,7 +83,13 @@ def the_last_line_says_it_in_words(stage):
                         r'[\d.]+ \w+ written in [\d.]+ m?s, verified: not-applicable\n', done.stdout), done
     is_image(os.path.join(stage.directory, 'image'))
     assert machine.status()['migration']['outcome'] == 'completed'
-    assert 'is saved to' in host.vmferry('status', 'vm').stdout
+    assert host.vmferry('stop', 'vm').code == 0
+    told = host.vmferry('status', 'vm').stdout    # of the save, whatever was done since
+    assert f'vm is saved to file:{stage.directory}/image and runs on at host-a: downtime ' in told, told
+    assert host.vmferry('save', 'vm', 'image', cwd=stage.directory).code == 0
+    assert host.vmferry('cont', 'vm').code == 0
+    told = host.vmferry('status', 'vm').stdout
+    assert f'vm is saved to file:{stage.directory}/image and stopped at host-a: ' in told, told
 
 
 def what_comes_then(stage):
@@ -393,10 +399,12 @@ def a_server_that_says_nothing(stage):
         done = host.vmferry('save', 'vm', f'nbd+unix:///?socket={path}', '--detach')
         if done.code == 77:
             raise story.Skip('built without libnbd')
+        assert 'is being saved to nbd+unix:' in done.stdout, done
         await_setup(machine)
         assert host.vmferry('cancel', 'vm').code == 0
         story.wait_until(lambda: machine.status()['migration']['ended'], 'the end')
     assert machine.status()['migration']['outcome'] == 'cancelled', machine.status()
+    assert machine.status()['migration']['error']['message'] == 'save: cancelled', machine.status()
     lives(machine)
     if not shutil.which('nbdkit'):
         return

@@ -32,6 +32,7 @@ bool vmf_image_make_parse(VmfImageMake *make, int argc, char **argv, const char 
     if (!vmf_common_parse(&make->common, argc, argv, synopsis, description, entries, n_operands, exit_code))
         return false;
     if (make->threads && !vmf_parse_number(make->threads, 1, THREADS_MAX, &n_threads, &error)) {
+        g_prefix_error(&error, "%s: --threads: ", verb);
         *exit_code = vmf_common_fail(&make->common, error);
         return false;
     }

@@ -139,7 +139,7 @@ static char *saved_text(const VmfSummary *summary)
     g_autofree char *downtime = vmf_format_ns(number(summary->detail, "downtime_ns"));
     const char *uri = string(summary->detail, "uri");
 
-    if (!summary->was_running || !summary->runs_here)
+    if (!json_is_true(json_object_get(summary->detail, "resumes"))) /* what it is told to do since is another matter */
         return g_strdup_printf("%s is saved to %s and stopped at %s: %s", summary->name, uri, summary->host_name, costs);
     return g_strdup_printf("%s is saved to %s and runs on at %s: downtime %s, %s", summary->name, uri,
                            summary->host_name, downtime, costs);

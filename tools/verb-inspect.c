@@ -206,6 +206,10 @@ static bool tell(const VmfCommon *common, VmfImage *image, const Wish *wish, con
 
     if (!layers)
         return false;
+    if (wish->svg && !vmf_inspect_map_svg(image, wish->svg, error)) {
+        json_decref(layers);
+        return false;
+    }
     vmf_image_info(image, 0, &info);
     if (common->json)
         vmf_report_json(stdout, json_pack("{s:s,s:s,s:s?,s:O}", "type", "summary", "uri", info.uri, "parents_missing",
@@ -213,9 +217,7 @@ static bool tell(const VmfCommon *common, VmfImage *image, const Wish *wish, con
     else
         print_layers(layers, wish, missing);
     json_decref(layers);
-    if (wish->svg)
-        return vmf_inspect_map_svg(image, wish->svg, error);
-    return !wish->map || vmf_inspect_map_text(image, common->json ? stderr : stdout, error);
+    return wish->svg || !wish->map || vmf_inspect_map_text(image, common->json ? stderr : stdout, error);
 }
 
 /* Takes --map=FILE out of the arguments: GOption has no option that takes a value or none. */

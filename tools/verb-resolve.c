@@ -34,6 +34,7 @@ typedef struct {
     gboolean run, discard, fenced, insecure;
     Action action;
     bool gives_up; /* a guest that lacks memory: its machine ends with it */
+    bool gave_up;  /* and has */
     VmfOwnership ownership;
 } Resolve;
 
@@ -181,13 +182,15 @@ static bool resolve_held_source(Resolve *resolve, GError **error)
 
 static bool resolve_held_target(Resolve *resolve, GError **error)
 {
-    resolve->gives_up = vmf_ownership_lacks_memory(&resolve->ownership);
-    if (resolve->action == RUN && resolve->gives_up)
+    resolve->gives_up = resolve->action == DISCARD && vmf_ownership_lacks_memory(&resolve->ownership);
+    if (resolve->action == RUN && vmf_ownership_lacks_memory(&resolve->ownership))
         return refuse(resolve, VMF_ERROR_HELD, "a part of its memory cannot be had: it cannot run any more", error);
     if (resolve->action == RUN && !resolve->fenced)
         return refuse(resolve, VMF_ERROR_HELD,
                       "a target cannot ask the source, which may run the guest: --run here needs --fenced", error);
-    return tell_machine(resolve, resolve->fenced, error);
+    bool told = tell_machine(resolve, resolve->fenced, error);
+    resolve->gave_up = resolve->gives_up && told;
+    return told;
 }
 
 /* ---- with the journal alone -------------------------------------------------------------------------------------- */
@@ -259,7 +262,10 @@ static int exit_code_of(const Resolve *resolve)
 static int report(const Resolve *resolve)
 {
     const VmfOwnership *ownership = &resolve->ownership;
-    g_autofree char *text = vmf_ownership_verdict_text(ownership), *advice = vmf_ownership_advice(ownership);
+    g_autofree char *advice = vmf_ownership_advice(ownership);
+    g_autofree char *text =
+        resolve->gave_up ? g_strdup_printf("%s is given up: its machine has ended, and the image is as it was", resolve->name)
+                         : vmf_ownership_verdict_text(ownership);
     g_auto(GStrv) facts = vmf_ownership_facts(ownership);
     json_t *line = json_pack("{s:s,s:s}", "type", "summary", "name", resolve->name);
     int exit_code = exit_code_of(resolve);
@@ -267,6 +273,7 @@ static int report(const Resolve *resolve)
     json_t *found = vmf_ownership_json(ownership);
     json_object_update(line, found);
     json_decref(found);
+    json_object_set_new(line, "text", json_string(text));
     json_object_set_new(line, "exit_code", json_integer(exit_code));
     g_autofree char *details = g_strjoinv("\n  ", facts);
     vmf_report_line(resolve->common.json, line, "vmferry: %s\n  %s%s%s", text, details,

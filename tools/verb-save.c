@@ -151,7 +151,7 @@ int vmf_verb_save(int argc, char **argv)
         .common = &save.common,
         .name = save.name,
         .uri = save.uri,
-        .doing = "is saved to",
+        .doing = "is being saved to",
         .saves = true,
         .after_write = quits(o) ? "quit" : NULL,
         .detach = o->detach,

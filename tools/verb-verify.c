@@ -111,8 +111,10 @@ int vmf_verb_verify(int argc, char **argv)
 
     if (!vmf_common_parse(&common, argc, argv, "FILE", description, entries, 1, &exit_code))
         return exit_code;
-    if (threads && !vmf_parse_number(threads, 1, THREADS_MAX, &n_threads, &error))
+    if (threads && !vmf_parse_number(threads, 1, THREADS_MAX, &n_threads, &error)) {
+        g_prefix_error(&error, "verify: --threads: ");
         return vmf_common_fail(&common, error);
+    }
     options.parents = parents;
     options.n_threads = (unsigned)n_threads;
     return run(&common, &arguments, &options);
