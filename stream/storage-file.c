@@ -286,7 +286,7 @@ static bool open_existing(VmfStorageFile *file, const char *path, GError **error
         why = why_unusable(st.st_mode);
     }
     if (why) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_UNSUPPORTED, "%s: open: %s", file->base.name, why);
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s: open: %s", file->base.name, why);
         return false;
     }
     file->is_device = S_ISBLK(st.st_mode);

@@ -206,7 +206,7 @@ static void assert_unusable(const char *uri, const char *words)
         assert_non_null(error);
         if (!strstr(error->message, words))
             fail_msg("%s", error->message);
-        assert_error(error, VMF_ERROR_UNSUPPORTED);
+        assert_error(error, VMF_ERROR_IO);
     }
 }
 

@@ -184,8 +184,47 @@ def mistakes_are_told(stage):
     for args in (('inspect', nothing), ('verify', nothing), ('diff', nothing, nothing), ('rebase', nothing, 'b', '--parent', nothing),
                  ('flatten', nothing, 'b'), ('convert', nothing, 'b')):
         assert done(host, *args, '--json', code=1).lines[-1]['id'] == 'io', args
-    assert done(host, 'inspect', stage.directory, code=77).stderr
+    pipe = os.path.join(stage.directory, 'pipe')
+    os.mkfifo(pipe)
+    for path in (stage.directory, pipe, '/dev/null'):
+        for args in (('inspect', path), ('verify', path), ('flatten', path, 'b'), ('convert', path, 'b'), ('diff', path, path)):
+            assert done(host, *args, '--json', code=1).lines[-1]['id'] == 'io', args
+    for name in ('tcp:127.0.0.1:99', 'unix:b', 'C:b', ''):
+        for args in (('inspect', name), ('verify', name), ('verify', nothing, '--parent', name), ('flatten', nothing, name),
+                     ('flatten', name, 'b'), ('convert', nothing, name), ('convert', name, 'b'), ('diff', name, nothing),
+                     ('rebase', nothing, name, '--parent', nothing), ('rebase', nothing, 'b', '--parent', name),
+                     ('restore', name, 'vm'), ('restore', nothing, 'vm', '--parent', name)):
+            assert done(host, *args, '--json', code=2).lines[-1]['id'] == 'usage', args
+    for args in (('inspect', nothing), ('verify', nothing), ('flatten', nothing, 'b'), ('convert', nothing, 'b'),
+                 ('diff', nothing, nothing), ('rebase', nothing, 'b', '--parent', nothing), ('restore', nothing, 'vm')):
+        assert '--io' in done(host, *args, '--io', 'foo', code=2).stderr, args
     assert done(host, 'inspect', 'nbd:unix:/nowhere', '--json', code=1).lines[-1]['type'] == 'error'
+
+
+def names_with_a_colon(stage):
+    host, (path,) = moments(stage, 1)
+    os.rename(path, os.path.join(stage.directory, 'x:y'))
+    for name in ('./x:y', 'file:x:y', os.path.join(stage.directory, 'x:y')):
+        assert host.vmferry('inspect', name, cwd=stage.directory).code == 0, name
+    assert host.vmferry('convert', './x:y', 'file:tcp:z', cwd=stage.directory).code == 0
+    assert sorted(name for name in os.listdir(stage.directory) if ':' in name) == ['tcp:z', 'x:y']
+
+
+def a_stream_to_stdout_is_nothing_else(stage):
+    host, (path,) = moments(stage, 1)
+    stream = os.path.join(stage.directory, 'stream')
+    done(host, 'convert', path, stream)
+    for out in ('/dev/stdout', 'fd:1'):
+        for option in ((), ('--json',)):
+            process = subprocess.Popen([stage.vmferry, 'convert', path, out, *option], env=host.environment, stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE, preexec_fn=story.die_with_parent)
+            octets, told = process.communicate(timeout=story.PATIENCE_S)
+            assert process.returncode == 0 and path.encode() in told, told
+            assert len(octets) == os.path.getsize(stream) and b'made of' not in octets, out
+            with open(os.path.join(stage.directory, 'caught'), 'wb') as file:
+                file.write(octets)
+            summary(host, 'convert', file.name, path + '-again')
+            assert summary(host, 'diff', path, path + '-again', '--read')['same'], out
 
 
 def an_image_is_not_written_over_itself(stage):
@@ -221,4 +260,5 @@ def an_interrupted_copy_leaves_nothing(stage):
 
 
 story.run(what_is_said_of_an_image, guests_go_on_from_what_was_made, what_differs_is_named, layers_move_together_and_miss_their_parents,
-          damage_is_named_and_goes_no_further, mistakes_are_told, an_image_is_not_written_over_itself, an_interrupted_copy_leaves_nothing)
+          damage_is_named_and_goes_no_further, mistakes_are_told, names_with_a_colon, a_stream_to_stdout_is_nothing_else,
+          an_image_is_not_written_over_itself, an_interrupted_copy_leaves_nothing)

@@ -278,12 +278,20 @@ def what_is_refused(stage):
     machine = machine_at(host)
     path = os.path.join(stage.directory, 'image')
     for options, code, said in ((('--then', 'go'), 2, '--then'), (('--channels', '0'), 2, '--channels'), (('--audit', 'never'), 2, 'audit'),
-                                (('--progress', '99'), 2, '--progress'), (('--io', 'magic'), 77, 'magic')):
+                                (('--progress', '99'), 2, '--progress'), (('--io', 'magic'), 2, "--io: 'magic'")):
         done = host.vmferry('save', 'vm', path, *options)
         assert done.code == code and said in done.stderr, (options, done)
     done = host.vmferry('save', 'vm', os.path.join(stage.directory, 'nowhere', 'image'))
     assert done.code == 1 and 'No such file' in done.stderr and 'vm still runs at host-a: the save failed' in done.stdout, done
     assert host.vmferry('save', 'other', path).code == 1
+    for name in ('', 'tcp:127.0.0.1:9', 'unix:image', 'C:image'):
+        done = host.vmferry('save', 'vm', name, cwd=stage.directory)
+        assert done.code == 2 and done.stdout == '', done
+    assert host.vmferry('save', 'vm', path, '--parent', 'exec:cat').code == 2
+    assert not [entry for entry in os.listdir(stage.directory) if ':' in entry]
+    for odd in (stage.directory, '/dev/null'):
+        done = host.vmferry('save', 'vm', odd)
+        assert done.code == 1 and 'vm still runs at host-a: the save failed' in done.stdout, done
     assert not os.path.exists(path) and not os.path.exists(path + '.partial')
     lives(machine)
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include <vmferry/error.h>
 
 #include "tools/interrupts.h"
 
@@ -35,14 +36,42 @@ void vmf_image_arguments_clear(VmfImageArguments *arguments)
     g_free(arguments->io);
 }
 
-char *vmf_image_uri(const char *operand)
+static bool has_scheme(const char *text)
+{
+    const char *c = text;
+
+    if (!g_ascii_isalpha(*c))
+        return false;
+    while (g_ascii_isalnum(*c) || *c == '+' || *c == '-' || *c == '.')
+        c++;
+    return *c == ':';
+}
+
+char *vmf_image_uri(const char *operand, GError **error)
 {
     static const char *const schemes[] = {"file:", "nbd:", "nbds:", "nbd+unix:", "nbds+unix:"};
 
     for (size_t i = 0; i < G_N_ELEMENTS(schemes); i++)
         if (g_str_has_prefix(operand, schemes[i]))
             return g_strdup(operand);
-    return g_strconcat("file:", operand, NULL);
+    if (*operand && !has_scheme(operand))
+        return g_strconcat("file:", operand, NULL);
+    if (*operand)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,
+                    "%s: parse: it begins with none of file: nbd: nbd:// nbd+unix://; a file of that name is ./%s", operand, operand);
+    else
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "the name of an image is empty");
+    return NULL;
+}
+
+bool vmf_image_check_io(const char *verb, const char *io, GError **error)
+{
+    static const char *const names[] = {"auto", "io_uring", "libaio", "threads", NULL};
+
+    if (!io || g_strv_contains(names, io))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: --io: '%s': expected auto, io_uring, libaio or threads", verb, io);
+    return false;
 }
 
 VmfImageOptions vmf_image_options(const VmfImageArguments *arguments)
@@ -57,12 +86,18 @@ VmfImageOptions vmf_image_options(const VmfImageArguments *arguments)
 
 VmfImage *vmf_image_open_operand(const VmfImageArguments *arguments, const char *operand, bool alone, GError **error)
 {
-    g_autofree char *uri = vmf_image_uri(operand);
+    g_autofree char *uri = vmf_image_uri(operand, error);
     g_autoptr(GPtrArray) parents = g_ptr_array_new_with_free_func(g_free);
     VmfImageOptions options = vmf_image_options(arguments);
 
-    for (unsigned i = 0; arguments->parents && arguments->parents[i]; i++)
-        g_ptr_array_add(parents, vmf_image_uri(arguments->parents[i]));
+    if (!uri)
+        return NULL;
+    for (unsigned i = 0; arguments->parents && arguments->parents[i]; i++) {
+        char *parent = vmf_image_uri(arguments->parents[i], error);
+        if (!parent)
+            return NULL;
+        g_ptr_array_add(parents, parent);
+    }
     g_ptr_array_add(parents, NULL);
     options.parents = (const char *const *)parents->pdata;
     options.alone = alone;

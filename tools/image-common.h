@@ -19,8 +19,13 @@ GOptionEntry *vmf_image_entries(VmfImageArguments *arguments, const GOptionEntry
 void vmf_image_arguments_clear(VmfImageArguments *arguments);
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(VmfImageArguments, vmf_image_arguments_clear)
 
-/* What @operand names: a path is a file. New. */
-char *vmf_image_uri(const char *operand);
+/*
+ * What @operand names: what begins with no scheme is the path of a file. New. NULL with VMF_ERROR_USAGE: it is empty, or of a scheme under
+ * which no image can be.
+ */
+char *vmf_image_uri(const char *operand, GError **error);
+/* The value of --io; NULL: not given. */
+bool vmf_image_check_io(const char *verb, const char *io, GError **error);
 VmfImageOptions vmf_image_options(const VmfImageArguments *arguments);
 VmfImage *vmf_image_open_operand(const VmfImageArguments *arguments, const char *operand, bool alone, GError **error);
 

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "tools/image-make.h"
 
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <vmferry/error.h>
 
 #include "tools/interrupts.h"
@@ -33,6 +36,10 @@ bool vmf_image_make_parse(VmfImageMake *make, int argc, char **argv, const char 
         return false;
     if (make->threads && !vmf_parse_number(make->threads, 1, THREADS_MAX, &n_threads, &error)) {
         g_prefix_error(&error, "%s: --threads: ", verb);
+        *exit_code = vmf_common_fail(&make->common, error);
+        return false;
+    }
+    if (!vmf_image_check_io(verb, make->arguments.io, &error)) {
         *exit_code = vmf_common_fail(&make->common, error);
         return false;
     }
@@ -74,6 +81,15 @@ static void describe(VmfImageMake *make, const char *uri, json_t *summary)
     json_object_set_new(summary, "file_size_bytes", json_integer((json_int_t)info.file_size));
 }
 
+/* A stream that does not go to a file may be what stands on stdout. */
+static bool may_be_stdout(const char *to, bool is_image)
+{
+    const char *path = g_str_has_prefix(to, "file:") ? to + strlen("file:") : NULL;
+    struct stat status;
+
+    return !is_image && (!path || stat(path, &status) < 0 || !(S_ISREG(status.st_mode) || S_ISBLK(status.st_mode)));
+}
+
 int vmf_image_make_report(VmfImageMake *make, bool done, const char *from, const char *to, bool is_image,
                           const GError *error)
 {
@@ -87,6 +103,12 @@ int vmf_image_make_report(VmfImageMake *make, bool done, const char *from, const
                                 is_image ? "image" : "stream", "total_ns", (json_int_t)ns);
     if (is_image)
         describe(make, to, summary);
-    vmf_report_line(make->common.json, summary, "%s: made of %s, and whole (%s)", to, from, time);
+    FILE *out = may_be_stdout(to, is_image) ? stderr : stdout;
+    if (make->common.json) {
+        vmf_report_json(out, summary);
+    } else {
+        fprintf(out, "%s: made of %s, and whole (%s)\n", to, from, time);
+        json_decref(summary);
+    }
     return VMF_EXIT_OK;
 }

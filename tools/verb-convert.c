@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include <stdio.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include <vmferry/error.h>
 
 #include "tools/image-make.h"
@@ -14,11 +16,16 @@ static bool is_stream(const char *uri)
 {
     static const unsigned char marker[8] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
     unsigned char opening[8] = {0};
-    FILE *file = g_str_has_prefix(uri, "file:") ? fopen(uri + strlen("file:"), "rb") : NULL;
-    size_t got = file ? fread(opening, 1, sizeof(opening), file) : 0;
+    const char *path = g_str_has_prefix(uri, "file:") ? uri + strlen("file:") : NULL;
+    struct stat status;
+    int fd = -1;
 
-    if (file)
-        fclose(file);
+    /* What a pipe gives is gone once it was looked at, and to open one waits for who writes it. */
+    if (path && stat(path, &status) == 0 && (S_ISREG(status.st_mode) || S_ISBLK(status.st_mode)))
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    ssize_t got = fd >= 0 ? pread(fd, opening, sizeof(opening), 0) : 0;
+    if (fd >= 0)
+        close(fd);
     return got == sizeof(opening) && memcmp(opening, marker, sizeof(marker)) == 0;
 }
 
@@ -33,11 +40,11 @@ static bool convert_image(VmfImageMake *make, const char *from, const char *to, 
 }
 
 /* OUT of an image may be any URI that a stream can be written to. */
-static char *output_uri(const char *operand, bool of_stream)
+static char *output_uri(const char *operand, bool of_stream, GError **error)
 {
     bool is_uri = g_str_has_prefix(operand, "exec:") || g_str_has_prefix(operand, "fd:");
 
-    return !of_stream && is_uri ? g_strdup(operand) : vmf_image_uri(operand);
+    return !of_stream && is_uri ? g_strdup(operand) : vmf_image_uri(operand, error);
 }
 
 int vmf_verb_convert(int argc, char **argv)
@@ -48,9 +55,11 @@ int vmf_verb_convert(int argc, char **argv)
 
     if (!vmf_image_make_parse(&make, argc, argv, "IN OUT", description, NULL, 2, &exit_code))
         return exit_code;
-    g_autofree char *from = vmf_image_uri(make.common.operands[0]);
-    bool of_stream = is_stream(from);
-    g_autofree char *to = output_uri(make.common.operands[1], of_stream);
+    g_autofree char *from = vmf_image_uri(make.common.operands[0], &error);
+    bool of_stream = from && is_stream(from);
+    g_autofree char *to = from ? output_uri(make.common.operands[1], of_stream, &error) : NULL;
+    if (!to)
+        return vmf_image_make_report(&make, false, NULL, NULL, false, error);
     bool to_image = of_stream || g_str_has_prefix(to, "nbd"); /* an export is no place for a stream */
     bool done = of_stream ? vmf_image_from_stream(from, to, &make.options, &error)
                           : convert_image(&make, from, to, to_image, &error);

@@ -71,6 +71,8 @@ int vmf_verb_diff(int argc, char **argv)
 
     if (!vmf_common_parse(&common, argc, argv, "FILE FILE", description, entries, 2, &exit_code))
         return exit_code;
+    if (!vmf_image_check_io("diff", arguments.io, &error))
+        return vmf_common_fail(&common, error);
     g_autoptr(VmfImage) a = vmf_image_open_operand(&arguments, common.operands[0], false, &error);
     g_autoptr(VmfImage) b = a ? vmf_image_open_operand(&arguments, common.operands[1], false, &error) : NULL;
     if (!b)

@@ -242,7 +242,9 @@ static int take_svg(int argc, char **argv, Wish *wish)
 static int run(const VmfCommon *common, const VmfImageArguments *arguments, const Wish *wish)
 {
     g_autoptr(GError) error = NULL, missing = NULL;
-    g_autoptr(VmfImage) image = vmf_image_open_operand(arguments, common->operands[0], false, &missing);
+    g_autoptr(VmfImage) image = !vmf_image_check_io("inspect", arguments->io, &missing)
+                                    ? NULL
+                                    : vmf_image_open_operand(arguments, common->operands[0], false, &missing);
 
     if (!image && g_error_matches(missing, VMF_ERROR, VMF_ERROR_IMAGE_PARENT))
         image = vmf_image_open_operand(arguments, common->operands[0], true, &error);

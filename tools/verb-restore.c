@@ -5,6 +5,7 @@
 #include <vmferry/vmferry.h>
 
 #include "machine/qmp-error.h"
+#include "tools/image-common.h"
 #include "tools/numbers.h"
 #include "tools/report.h"
 #include "tools/serve.h"
@@ -83,27 +84,6 @@ static bool parse_options(Restore *restore, int argc, char **argv, int *exit_cod
     return true;
 }
 
-static bool parse_io(const char *name, GError **error)
-{
-    static const char *const names[] = {"auto", "io_uring", "libaio", "threads", NULL};
-
-    if (!name || g_strv_contains(names, name))
-        return true;
-    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "'%s': expected auto, io_uring, libaio or threads", name);
-    return false;
-}
-
-/* A path is what is no URI. */
-static char *image_uri(const char *operand)
-{
-    static const char *const schemes[] = {"file:", "nbd:", "nbds:", "nbd+unix:", "nbds+unix:"};
-
-    for (size_t i = 0; i < G_N_ELEMENTS(schemes); i++)
-        if (g_str_has_prefix(operand, schemes[i]))
-            return g_strdup(operand);
-    return g_strconcat("file:", operand, NULL);
-}
-
 static bool records(const Restore *restore)
 {
     return restore->options.lazy && strcmp(restore->options.lazy, "record") == 0;
@@ -146,18 +126,26 @@ static VmfRestoreOptions restore_options(const Restore *restore)
     };
 }
 
+/* Of the image and of its parents. */
+static bool parse_uris(Restore *restore, GError **error)
+{
+    restore->uri = vmf_image_uri(restore->serve.common.operands[0], error);
+    for (char **parent = restore->options.parents; restore->uri && parent && *parent; parent++) {
+        char *uri = vmf_image_uri(*parent, error);
+        if (!uri)
+            return false;
+        g_free(*parent);
+        *parent = uri;
+    }
+    return restore->uri != NULL;
+}
+
 static bool configure(Restore *restore, GError **error)
 {
     const Options *o = &restore->options;
     VmfServe *serve = &restore->serve;
 
-    restore->uri = image_uri(serve->common.operands[0]);
-    for (char **parent = o->parents; parent && *parent; parent++) {
-        char *path = *parent;
-        *parent = image_uri(path);
-        g_free(path);
-    }
-    return vmf_serve_configure(serve, error) && vmf_serve_named(serve, parse_io(o->io, error), "--io", error) &&
+    return parse_uris(restore, error) && vmf_serve_configure(serve, error) && vmf_image_check_io("restore", o->io, error) &&
            vmf_serve_named(serve, parse_lazy(restore, error), "--lazy", error) &&
            vmf_serve_named(serve, !o->channels || vmf_parse_number(o->channels, 1, VMF_CHANNELS_MAX, &restore->n_threads, error),
                            "--channels", error);

@@ -2,7 +2,7 @@
 #include <string.h>
 #include <vmferry/vmferry.h>
 
-#include "tools/common.h"
+#include "tools/image-common.h"
 #include "tools/numbers.h"
 #include "tools/outgoing.h"
 
@@ -40,11 +40,13 @@ static void clear(Save *save)
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Save, clear)
 
 /* A path stands for itself, and is meant as it is here, wherever the machine's process stands. */
-static char *uri_of(const char *text)
+static char *uri_of(const char *text, GError **error)
 {
-    if (g_str_has_prefix(text, "nbd:") || g_str_has_prefix(text, "nbd+"))
-        return g_strdup(text);
-    g_autofree char *path = g_canonicalize_filename(g_str_has_prefix(text, "file:") ? text + strlen("file:") : text, NULL);
+    g_autofree char *uri = vmf_image_uri(text, error), *path = NULL;
+
+    if (!uri || !g_str_has_prefix(uri, "file:") || strcmp(uri, "file:") == 0)
+        return g_steal_pointer(&uri);
+    path = g_canonicalize_filename(uri + strlen("file:"), NULL);
     return g_strconcat("file:", path, NULL);
 }
 
@@ -80,8 +82,6 @@ static bool parse_options(Save *save, int argc, char **argv, int *exit_code)
     if (!vmf_common_parse(&save->common, argc, argv, "NAME FILE|URI", description, entries, 2, exit_code))
         return false;
     save->name = save->common.operands[0];
-    save->uri = uri_of(save->common.operands[1]);
-    save->parent = o->parent ? uri_of(o->parent) : NULL;
     return true;
 }
 
@@ -115,10 +115,20 @@ static const char *then_of(const Options *o)
     return quits(o) && !o->detach ? "stop" : o->then ? o->then : "cont";
 }
 
-static json_t *save_arguments(const Save *save, GError **error)
+static bool check(Save *save, GError **error)
 {
     const Options *o = &save->options;
-    json_t *parameters = vmf_outgoing_check("save", o->then, o->audit, o->progress_fd, error) ? parameters_of(o, error) : NULL;
+
+    save->uri = uri_of(save->common.operands[1], error);
+    save->parent = save->uri && o->parent ? uri_of(o->parent, error) : NULL;
+    return save->uri && (save->parent || !o->parent) && vmf_image_check_io("save", o->io, error) &&
+           vmf_outgoing_check("save", o->then, o->audit, o->progress_fd, error);
+}
+
+static json_t *save_arguments(Save *save, GError **error)
+{
+    const Options *o = &save->options;
+    json_t *parameters = check(save, error) ? parameters_of(o, error) : NULL;
 
     if (!parameters)
         return NULL;

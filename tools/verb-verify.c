@@ -111,6 +111,8 @@ int vmf_verb_verify(int argc, char **argv)
 
     if (!vmf_common_parse(&common, argc, argv, "FILE", description, entries, 1, &exit_code))
         return exit_code;
+    if (!vmf_image_check_io("verify", arguments.io, &error))
+        return vmf_common_fail(&common, error);
     if (threads && !vmf_parse_number(threads, 1, THREADS_MAX, &n_threads, &error)) {
         g_prefix_error(&error, "verify: --threads: ");
         return vmf_common_fail(&common, error);
