@@ -544,7 +544,8 @@ VmfImageFile *vmf_image_file_read(VmfStorage *storage, GError **error)
     file->sections = g_array_new(false, true, sizeof(VmfSection));
     if (read_all(file, error))
         return file;
-    g_prefix_error(error, "%s: ", vmf_storage_name(storage));
+    if (error && !g_str_has_prefix((*error)->message, vmf_storage_name(storage))) /* errors of the storage name it */
+        g_prefix_error(error, "%s: ", vmf_storage_name(storage));
     vmf_image_file_free(file);
     return NULL;
 }

@@ -35,7 +35,7 @@ struct Slot {
 
     unsigned pending;                       /* requests */
     uint16_t on_layer[VMF_IMAGE_CHAIN_MAX]; /* of them */
-    unsigned n_requests, n_iov;
+    unsigned n_requests, n_iov, failed; /* failed: the first request that did */
     uint8_t request_layer[VMF_CHUNK_PAGES];
     VmfStorageRequest requests[VMF_CHUNK_PAGES];
     struct iovec iov[2 * VMF_CHUNK_PAGES]; /* pages and gaps */
@@ -104,6 +104,8 @@ static void request_done(VmfStorageRequest *request, GError *error)
     Slot *slot = request->opaque;
 
     slot->on_layer[slot->request_layer[request - slot->requests]]--;
+    if (!slot->error && error)
+        slot->failed = (unsigned)(request - slot->requests);
     if (!slot->error)
         slot->error = error;
     else
@@ -138,12 +140,23 @@ static GError *damage_error(const VmfImageReader *reader, const Slot *slot)
                        slot->read.chunk * VMF_CHUNK_PAGES + first, others);
 }
 
+/* Which page it was about, the first of them: the storage knows only offsets. */
+static void name_page(const VmfImageReader *reader, Slot *slot)
+{
+    const VmfImageFile *file = reader->chain->layers[slot->request_layer[slot->failed]];
+    g_autofree char *title = vmf_image_file_block_title(file, slot->read.block);
+    uint64_t start = vmf_image_chunk_offset(&file->layout.blocks[slot->read.block], slot->read.chunk);
+    uint64_t page = (slot->requests[slot->failed].offset - start) / VMF_PAGE_SIZE;
+
+    g_prefix_error(&slot->error, "%s, page %" PRIu64 ": ", title, slot->read.chunk * VMF_CHUNK_PAGES + page);
+}
+
 static void check(const VmfImageReader *reader, Slot *slot)
 {
     VmfImageRead *read = &slot->read;
 
     if (slot->error) {
-        g_prefix_error(&slot->error, "image: chunk %" PRIu64 " of block %u: ", read->chunk, read->block);
+        name_page(reader, slot);
         read->damaged = read->data;
         return;
     }
@@ -286,7 +299,7 @@ static bool make_requests(VmfImageReader *reader, Slot *slot, GError **error)
 
     memset(by_layer, 0, n_layers * sizeof(*by_layer));
     sort_by_layer(slot, by_layer);
-    slot->n_requests = slot->n_iov = 0;
+    slot->n_requests = slot->n_iov = slot->failed = 0;
     for (unsigned i = 0; i < n_layers; i++) {
         if (vmf_page_set_is_empty(&by_layer[i]))
             continue;

@@ -169,6 +169,16 @@ def damage_is_named_and_goes_no_further(stage):
     with open(path, 'wb') as file:
         file.write(octets)
     assert done(host, 'inspect', path, '--json', code=1).lines[-1]['id'] == 'image.magic'
+    octets[0] ^= 1
+    octets[100] ^= 1    # of the commit block
+    with open(path, 'wb') as file:
+        file.write(octets)
+    for verb, hints in (('inspect', True), ('verify', False)):
+        failed = done(host, verb, path, '--json', code=1).lines[-1]
+        assert failed['id'] == 'image.crc' and ("'vmferry verify'" in failed['hint']) == hints, failed
+    with open(path, 'wb') as file:
+        file.write(b'\xff' * 5000)
+    assert "'vmferry convert'" in done(host, 'verify', path, code=1).stderr
 
 
 def mistakes_are_told(stage):

@@ -10,7 +10,7 @@
 
 #define HELP_COLUMNS 100
 
-static int exit_code_for(const GError *error)
+int vmf_common_exit_code(const GError *error)
 {
     static const struct {
         VmfErrorCode code;
@@ -31,7 +31,7 @@ static int exit_code_for(const GError *error)
 int vmf_common_fail(const VmfCommon *common, const GError *error)
 {
     vmf_report_error(common->json, error);
-    return exit_code_for(error);
+    return vmf_common_exit_code(error);
 }
 
 void vmf_common_clear(VmfCommon *common)

@@ -68,6 +68,9 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(VmfCommon, vmf_common_clear)
 /* Says what went wrong and returns the exit code that goes with it. */
 int vmf_common_fail(const VmfCommon *common, const GError *error);
 
+/* The exit code alone, for who says it otherwise. */
+int vmf_common_exit_code(const GError *error);
+
 /* Connects to the machine that the first operand names; NULL: said, *exit_code set. */
 VmfClient *vmf_common_connect(const VmfCommon *common, int *exit_code);
 

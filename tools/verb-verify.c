@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include <stdio.h>
+#include <string.h>
 #include <vmferry/error.h>
 
+#include "machine/qmp-error.h"
 #include "tools/image-common.h"
 #include "tools/numbers.h"
 #include "tools/report.h"
@@ -10,7 +12,7 @@
 #define THREADS_MAX 8
 
 static const char description[] =
-    "Compares every octet of an image with its digests, by several threads, and names each page that is damaged. "
+    "Compares all that an image has with its digests, by several threads, and names each page that is damaged. "
     "--parents does the same to the images that a layer stands on. Exits with 0 if all is whole, with 1 if it is not.";
 
 typedef struct {
@@ -61,6 +63,19 @@ static int report(const Verify *verify, VmfImage *image, bool parents, const Vmf
     return result->n_damaged == 0 ? VMF_EXIT_OK : VMF_EXIT_FAILED;
 }
 
+/* Errors of images hint at this verb, which has nothing more to say. */
+static int fail(const VmfCommon *common, const GError *error)
+{
+    json_t *object = vmf_qmp_error_object(error, NULL);
+    int exit_code = vmf_common_exit_code(error);
+
+    if (strstr(json_string_value(json_object_get(object, "hint")), "'vmferry verify'"))
+        json_object_set_new(object, "hint", json_string(""));
+    vmf_report_error_object(common->json, object);
+    json_decref(object);
+    return exit_code;
+}
+
 /* Parents give the sums of all memory; an image whose parents are elsewhere is verified without. */
 static VmfImage *open_image(const VmfImageArguments *arguments, const char *operand, bool parents, GError **error)
 {
@@ -81,7 +96,7 @@ static int run(const VmfCommon *common, const VmfImageArguments *arguments, VmfV
     VmfVerifyResult result;
 
     if (!image)
-        return vmf_common_fail(common, error);
+        return fail(common, error);
     vmf_image_ticker_begin(&verify.ticker, image, "verify");
     options->progress = tick;
     options->damage = tell_damage;
@@ -89,7 +104,7 @@ static int run(const VmfCommon *common, const VmfImageArguments *arguments, VmfV
     bool done = vmf_image_verify(image, options, &result, &error);
     vmf_image_ticker_end(&verify.ticker);
     if (!done)
-        return vmf_common_fail(common, error);
+        return fail(common, error);
     return report(&verify, image, options->parents, &result, (uint64_t)(g_get_monotonic_time() - start_us) * 1000);
 }
 

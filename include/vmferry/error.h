@@ -25,7 +25,7 @@ G_BEGIN_DECLS
     X(VMF_ERROR_UNSUPPORTED, "unsupported", "")                                                                                 \
     X(VMF_ERROR_MEMORY, "memory", "free memory on this host or move a smaller guest")                                           \
     X(VMF_ERROR_IO, "io", "")                                                                                                   \
-    X(VMF_ERROR_CONNECT, "channel.connect", "is the target running with --incoming at this address?")                           \
+    X(VMF_ERROR_CONNECT, "channel.connect", "is there a target that waits with --incoming, or an NBD server, at this address?") \
     X(VMF_ERROR_CUT, "channel.cut", "the connection ended before the stream did")                                               \
     X(VMF_ERROR_TIMEOUT, "channel.timeout", "")                                                                                 \
     X(VMF_ERROR_CANCELLED, "cancelled", "")                                                                                     \
@@ -70,15 +70,16 @@ G_BEGIN_DECLS
     X(VMF_ERROR_HUGE_PAGES, "ram.huge-pages",                                                                                   \
       "reserve that many pages of 2 MiB on this host: write their number to /proc/sys/vm/nr_hugepages")                         \
     X(VMF_ERROR_NO_SPACE, "storage.full", "free space there, or save elsewhere")                                                 \
-    X(VMF_ERROR_IMAGE_MAGIC, "image.magic", "this is not a vmferry image")                                                      \
+    X(VMF_ERROR_IMAGE_MAGIC, "image.magic", "this is not a vmferry image; 'vmferry convert' makes one of a stream")             \
     X(VMF_ERROR_IMAGE_INCOMPLETE, "image.incomplete", "the save into it was never completed")                                   \
-    X(VMF_ERROR_IMAGE_VERSION, "image.version", "this engine reads image version 1")                                            \
+    X(VMF_ERROR_IMAGE_VERSION, "image.version", "this engine reads image versions 1 and 2")                                     \
     X(VMF_ERROR_IMAGE_CRC, "image.crc", "the image is damaged: 'vmferry verify' tells how far")                                 \
     X(VMF_ERROR_IMAGE_LAYOUT, "image.layout", "")                                                                               \
     X(VMF_ERROR_IMAGE_BITMAP, "image.bitmap", "the image is damaged: 'vmferry verify' tells how far")                           \
     X(VMF_ERROR_IMAGE_DIGEST, "image.digest", "the image is damaged: 'vmferry verify' tells how far")                           \
     X(VMF_ERROR_IMAGE_PAGE, "image.page", "the image is damaged: 'vmferry verify' tells how far")                               \
-    X(VMF_ERROR_IMAGE_PARENT, "image.parent", "a layer needs exactly the image that it was saved over; --parent says where it is") \
+    X(VMF_ERROR_IMAGE_PARENT, "image.parent",                                                                                   \
+      "--parent says where the image is that a layer was saved over; 'vmferry flatten' makes one image of a long chain")        \
     X(VMF_ERROR_IMAGE_DISK, "image.disk",                                                                                       \
       "memory and disk would no longer fit each other; --force-stale-disks restores all the same")                             \
     X(VMF_ERROR_DISK_RANGE, "disk.range", "")                                                                                   \
