@@ -7,14 +7,13 @@ The moments come from a seed: a phase, and how long into it. What came of them i
 import collections
 import os
 import random
-import sys
 import time
 
 import story
 
 MIB = 1 << 20
 DISK = 24 * MIB
-KILLS = 12 if 'kvm' in sys.argv else 50  # a side
+KILLS = int(os.environ.get('VMF_KILLS', '15'))  # a side; 50 take a minute and more
 GUEST = ('--guest', 'dirty=8M,set=4M,disk=8M,disk-set=4M')
 PHASES = ('bulk', 'rounds', 'handover')
 INTO_S = {'bulk': 0.25, 'rounds': 0.1, 'handover': 0.12}  # how far a moment may lie behind its phase's begin
