@@ -502,7 +502,7 @@ static void test_file_that_cannot_be_opened(void **state)
     assert_true(vmf_disk_release(rig->disk, NULL));
     assert_int_equal(mkdir(path, 0700), 0);
     assert_false(vmf_disk_acquire(rig->disk, &error));
-    assert_error(error, VMF_ERROR_UNSUPPORTED);
+    assert_error(error, VMF_ERROR_IO);
     assert_int_equal(rmdir(path), 0);
     acquire(rig->disk);
 }
