@@ -19,7 +19,7 @@ static bool guest_stop(void *opaque, GError **error)
 {
     Guest *guest = opaque;
 
-    guest->running = false;
+    __atomic_store_n(&guest->running, false, __ATOMIC_RELAXED);
     if (guest->n_stops++ == 0 && guest->stopped)
         guest->stopped(guest, guest->opaque);
     return true;
@@ -29,7 +29,7 @@ static bool guest_start(void *opaque, GError **error)
 {
     Guest *guest = opaque;
 
-    guest->running = true;
+    __atomic_store_n(&guest->running, true, __ATOMIC_RELAXED);
     guest->n_starts++;
     if (guest->started)
         guest->started(guest, guest->opaque);

@@ -180,7 +180,7 @@ static void test_read_error(void **state)
     restore_begin_held(&restore, world);
     assert_int_equal(truncate(world->rig.path, 4 * MIB), 0);
     world_let_go(world);
-    restore_assert_given_up(&restore, "image: chunk", VMF_ERROR_IO);
+    restore_assert_given_up(&restore, "disk root, page ", VMF_ERROR_IO);
     restore_end(&restore);
 }
 
