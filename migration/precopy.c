@@ -384,6 +384,7 @@ bool vmf_source_precopy(VmfSource *source, GError **error)
         return false;
     if (!source->session->parameters.pause_before_switchover)
         return true;
+    vmf_source_throttle(source, 0); /* ahead of the status: who sees that finds the guest at full speed */
     vmf_session_set_status(source->session, VMF_STATUS_PRE_SWITCHOVER);
     return wait_and_converge(source, told_to_go_on, error);
 }
