@@ -41,9 +41,7 @@ char *vmf_runtime_dir(const char *option)
         return g_canonicalize_filename(given, NULL);
     if (geteuid() == 0)
         return g_strdup("/run/vmferry");
-    if (g_getenv("XDG_RUNTIME_DIR"))
-        return g_build_filename(g_getenv("XDG_RUNTIME_DIR"), "vmferry", NULL);
-    return g_strdup_printf("/tmp/vmferry-%u", (unsigned)geteuid());
+    return g_build_filename(g_get_user_runtime_dir(), "vmferry", NULL);
 }
 
 char *vmf_state_dir(const char *option)
