@@ -20,16 +20,18 @@ static bool has_layer(const VmfImageChain *chain, const uint8_t *id)
     return false;
 }
 
-/* Names do not always tell: an export has several, and so has a device. */
+/* Names do not always tell: an export has several, and so has a device. What is no image is nobody's. */
 static bool check_not_read(const VmfImageWriterConfig *config, GError **error)
 {
     g_autofree uint8_t *block = g_malloc(VMF_IMAGE_BLOCK);
     VmfStorage *storage = config->storage;
     VmfImageCommit commit;
 
-    if ((!config->reads[0] && !config->reads[1]) || !vmf_storage_is_in_place(storage) || vmf_storage_size(storage) < VMF_IMAGE_BLOCK ||
-        !vmf_storage_read(storage, 0, block, VMF_IMAGE_BLOCK, NULL) ||
-        !vmf_image_commit_decode(block, vmf_storage_size(storage), &commit, NULL) ||
+    if ((!config->reads[0] && !config->reads[1]) || !vmf_storage_is_in_place(storage) || vmf_storage_size(storage) < VMF_IMAGE_BLOCK)
+        return true;
+    if (!vmf_storage_read(storage, 0, block, VMF_IMAGE_BLOCK, error))
+        return false;
+    if (!vmf_image_commit_decode(block, vmf_storage_size(storage), &commit, NULL) ||
         (!has_layer(config->reads[0], commit.id) && !has_layer(config->reads[1], commit.id)))
         return true;
     g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: is an image that is read, or a copy of one: write to another place",
