@@ -10,7 +10,7 @@
 #include <vmferry/bitmap-mover.h>
 
 #include "machine/machine-private.h"
-#include "tests/world.h"
+#include "tests/disk-world.h"
 
 #define MIB (1ull << 20)
 #define MILLISECOND 100000ull
@@ -19,37 +19,9 @@
 #define BLOCK 4096u
 #define MOVES 20
 
-typedef struct {
-    char *directory;
-} Rig;
-
-static int set_up(void **state)
-{
-    Rig *rig = g_new0(Rig, 1);
-
-    rig->directory = g_dir_make_tmp("vmferry-XXXXXX", NULL);
-    *state = rig;
-    return rig->directory ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    Rig *rig = *state;
-    g_autoptr(GDir) dir = g_dir_open(rig->directory, 0, NULL);
-
-    for (const char *name; (name = g_dir_read_name(dir));) {
-        g_autofree char *path = g_build_filename(rig->directory, name, NULL);
-        g_unlink(path);
-    }
-    g_rmdir(rig->directory);
-    g_free(rig->directory);
-    g_free(rig);
-    return 0;
-}
-
 static VmfMachine *new_machine(const Rig *rig, const char *file, bool incoming)
 {
-    g_autofree char *uri = g_strdup_printf("file:%s/%s", rig->directory, file);
+    g_autofree char *uri = uri_of(rig, file);
     VmfMachineDiskConfig disk = {.name = "root", .uri = uri, .create_bytes = DISK_BYTES, .incoming = incoming};
     VmfMachineConfig config = {
         .name = "guest",
@@ -98,7 +70,7 @@ static void set_map(VmfMachine *machine, const VmfBitmapNode *nodes, unsigned n)
         fail_msg("%s", error->message);
 }
 
-static VmfBitmapInfo info_of(VmfMachine *machine, const char *name)
+static VmfBitmapInfo bitmap_of(VmfMachine *machine, const char *name)
 {
     VmfBitmapInfo infos[8];
     unsigned n;
@@ -112,23 +84,12 @@ static VmfBitmapInfo info_of(VmfMachine *machine, const char *name)
     return (VmfBitmapInfo){0};
 }
 
-static char *content_of(const Rig *rig, const char *file)
-{
-    g_autofree char *path = g_build_filename(rig->directory, file, NULL);
-    char *content = NULL;
-    gsize length;
-
-    assert_true(g_file_get_contents(path, &content, &length, NULL));
-    assert_int_equal(length, DISK_BYTES);
-    return content;
-}
-
 /* Every block that is not as it was in @before (NULL: zeros) is dirty. The guest stands. */
 static void assert_superset(const Rig *rig, VmfMachine *machine, const char *file, const char *bitmap,
                             const char *before)
 {
     static const char zeros[BLOCK];
-    g_autofree char *content = content_of(rig, file);
+    g_autofree char *content = content_of(rig, file, DISK_BYTES);
     uint64_t offset, length;
     unsigned n = 0;
 
@@ -185,7 +146,7 @@ static void go_round(const Rig *rig, bool copied)
         g_autofree char *file = g_strdup_printf("disk-%u", copied ? i : 0);
         VmfMachine *next = new_machine(rig, file, copied);
         g_autofree char *before_file = g_strdup_printf("disk-%u", copied ? i - 1 : 0);
-        g_autofree char *before = content_of(rig, before_file);
+        g_autofree char *before = content_of(rig, before_file, DISK_BYTES);
         set_map(at, NULL, 0);
         assert_true(vmf_disk_clear_bitmap(disk_of(at), "fine", NULL)); /* so that what it has is of this move */
         g_autofree char *problem = move(at, next, copied);
@@ -197,7 +158,7 @@ static void go_round(const Rig *rig, bool copied)
         at = next;
         assert_superset(rig, at, file, "fine", before);
         assert_superset(rig, at, file, "saved", NULL);
-        VmfBitmapInfo fine = info_of(at, "fine"), saved = info_of(at, "saved"), off = info_of(at, "off");
+        VmfBitmapInfo fine = bitmap_of(at, "fine"), saved = bitmap_of(at, "saved"), off = bitmap_of(at, "off");
         assert_true(fine.recording && !fine.persistent && fine.granularity_bytes == BLOCK &&
                     fine.dirty_bytes <= SET_BYTES);
         assert_true(saved.recording && saved.persistent && saved.granularity_bytes == 65536 && !saved.inconsistent);
@@ -228,8 +189,8 @@ static void test_without_a_map_they_stay(void **state)
     g_autofree char *problem = move(from, to, false);
     assert_null(problem);
     assert_true(vmf_machine_stop(to, NULL));
-    assert_int_equal(info_of(to, "stays").granularity_bytes, 0);
-    assert_int_equal(info_of(from, "stays").granularity_bytes, BLOCK);
+    assert_int_equal(bitmap_of(to, "stays").granularity_bytes, 0);
+    assert_int_equal(bitmap_of(from, "stays").granularity_bytes, BLOCK);
 }
 
 static void test_aliases_and_transforms(void **state)
@@ -255,8 +216,8 @@ static void test_aliases_and_transforms(void **state)
     assert_true(vmf_machine_stop(to, NULL));
     assert_superset(rig, to, "disk-b", "eins", NULL);
     assert_superset(rig, to, "disk-b", "zwei", NULL);
-    assert_true(info_of(to, "eins").persistent && !info_of(to, "zwei").persistent);
-    assert_int_equal(info_of(to, "three").granularity_bytes, 0);
+    assert_true(bitmap_of(to, "eins").persistent && !bitmap_of(to, "zwei").persistent);
+    assert_int_equal(bitmap_of(to, "three").granularity_bytes, 0);
 }
 
 /* One clear error, and the guest goes on at the source, with its bitmaps. */
@@ -357,7 +318,7 @@ static void test_hostile_sections(void **state)
     for (guint piece = 1; piece < good->len; piece += 37)
         assert_true(load(mover, good, piece, NULL));
     assert_true(vmf_machine_hold_storage(machine, NULL));
-    assert_int_equal(info_of(machine, "b").dirty_bytes, 4 * 65536);
+    assert_int_equal(bitmap_of(machine, "b").dirty_bytes, 4 * 65536);
     for (guint length = 0; length < good->len; length++) { /* cut off */
         g_autoptr(GByteArray) bytes = g_byte_array_new();
         g_autoptr(GError) error = NULL;

@@ -12,10 +12,9 @@
 
 #include "block/disk.h"
 #include "block/receive.h"
-#include "machine/machine-private.h"
 #include "stream/storage-fault.h"
 #include "stream/storage-private.h"
-#include "tests/world.h"
+#include "tests/disk-world.h"
 
 #define KIB (1ull << 10)
 #define MIB (1ull << 20)
@@ -28,132 +27,10 @@
 #define CUTS 12
 #define TRIPS 20
 #endif
-#define LONG_NS (60 * UINT64_C(1000000000)) /* whatever else this host does */
-
-typedef struct {
-    char *directory;
-    const char *backend;
-} Rig;
-
-static int set_up(void **state)
-{
-    Rig *rig = g_new0(Rig, 1);
-
-    rig->directory = g_dir_make_tmp("vmferry-XXXXXX", NULL);
-    rig->backend = *state ? *state : "rv32";
-    *state = rig;
-    return rig->directory ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    Rig *rig = *state;
-    g_autoptr(GDir) dir = g_dir_open(rig->directory, 0, NULL);
-
-    for (const char *name; (name = g_dir_read_name(dir));) {
-        g_autofree char *path = g_build_filename(rig->directory, name, NULL);
-        g_unlink(path);
-    }
-    g_rmdir(rig->directory);
-    g_free(rig->directory);
-    g_free(rig);
-    return 0;
-}
-
-static char *path_of(const Rig *rig, const char *file)
-{
-    return g_build_filename(rig->directory, file, NULL);
-}
-
-typedef struct {
-    const char *files[2]; /* NULL: no second disk */
-    uint64_t size;        /* 0: as it is there, or comes */
-    bool incoming, overwrite;
-    uint32_t sector_bytes;
-    uint64_t bytes_per_second;
-} Disks;
-
-static VmfMachine *try_machine(const Rig *rig, Disks disks, GError **error)
-{
-    g_autofree char *first = path_of(rig, disks.files[0]), *second = disks.files[1] ? path_of(rig, disks.files[1]) : NULL;
-    g_autofree char *uri = g_strconcat("file:", first, NULL), *other = g_strconcat("file:", second, NULL);
-    VmfMachineDiskConfig disk = {.uri = uri,
-                                 .create_bytes = disks.size,
-                                 .incoming = disks.incoming,
-                                 .overwrite = disks.overwrite,
-                                 .sector_bytes = disks.sector_bytes};
-    VmfMachineDiskConfig configs[2] = {disk, disk};
-    VmfMachineConfig config = {
-        .name = "guest",
-        .backend = rig->backend,
-        .memory_bytes = 4 * MIB,
-        .dirty_bytes_per_second = 20 * MIB,
-        .set_bytes = MIB,
-        .disks = configs,
-        .n_disks = second ? 2 : 1,
-        .disk_bytes_per_second = disks.bytes_per_second ? disks.bytes_per_second : 64 * MIB,
-        .disk_set_bytes = 4 * MIB,
-        .seed = 11,
-        .unpaced = strcmp(rig->backend, "rv32") == 0,
-    };
-
-    configs[0].name = "root";
-    configs[1].name = "data";
-    configs[1].uri = other;
-    return vmf_machine_new(&config, error);
-}
-
-static VmfMachine *machine(const Rig *rig, Disks disks)
-{
-    g_autoptr(GError) error = NULL;
-    VmfMachine *made = try_machine(rig, disks, &error);
-
-    if (!made)
-        g_error("%s", error->message);
-    return made;
-}
 
 static VmfMachine *source_of(const Rig *rig, const char *file)
 {
     return machine(rig, (Disks){.files = {file}, .size = DISK_BYTES});
-}
-
-static VmfMachine *target_of(const Rig *rig, const char *file)
-{
-    return machine(rig, (Disks){.files = {file}, .incoming = true});
-}
-
-static VmfMachineInfo info_of(VmfMachine *m)
-{
-    VmfMachineInfo info;
-
-    vmf_machine_get_info(m, &info);
-    return info;
-}
-
-static char *content_of(const Rig *rig, const char *file, uint64_t size)
-{
-    g_autofree char *path = path_of(rig, file);
-    char *content;
-    gsize length;
-
-    assert_true(g_file_get_contents(path, &content, &length, NULL));
-    assert_int_equal(length, size);
-    return content;
-}
-
-static void assert_same_content(const Rig *rig, const char *one, const char *other, uint64_t size)
-{
-    g_autofree char *here = content_of(rig, one, size), *there = content_of(rig, other, size);
-
-    assert_memory_equal(here, there, size);
-}
-
-static bool exists(const Rig *rig, const char *file)
-{
-    g_autofree char *path = path_of(rig, file);
-
-    return g_file_test(path, G_FILE_TEST_EXISTS);
 }
 
 static void run_to(VmfMachine *m, uint64_t instruction)
@@ -162,16 +39,6 @@ static void run_to(VmfMachine *m, uint64_t instruction)
 
     if (!vmf_machine_run_to(m, instruction, &error))
         fail_msg("%s", error->message);
-}
-
-static void wait_for_writes(VmfMachine *m, uint64_t n)
-{
-    uint64_t before = info_of(m).disks[0].writes;
-
-    for (unsigned i = 0; i < 3000 && info_of(m).disks[0].writes < before + n; i++)
-        g_usleep(10000);
-    assert_true(info_of(m).disks[0].writes >= before + n);
-    assert_int_equal(info_of(m).guest_errors, 0);
 }
 
 static void trip_init(VmfTrip *trip)

@@ -14,9 +14,8 @@
 #include <vmferry/save.h>
 
 #include "block/disk.h"
-#include "machine/machine-private.h"
 #include "stream/storage-fault.h"
-#include "tests/world.h"
+#include "tests/disk-world.h"
 
 #define MIB (1ull << 20)
 #define MILLISECOND 100000ull
@@ -25,67 +24,6 @@
 #define HOLE_BEGIN (8 * MIB + 512)      /* of what it does not write */
 #define HOLE_END (10 * MIB + 512)
 #define TRIPS 12
-#define LONG_NS (60 * UINT64_C(1000000000)) /* whatever else this host does */
-
-typedef struct {
-    char *directory;
-    const char *backend;
-} Rig;
-
-static int set_up(void **state)
-{
-    Rig *rig = g_new0(Rig, 1);
-
-    rig->directory = g_dir_make_tmp("vmferry-XXXXXX", NULL);
-    rig->backend = *state ? *state : "rv32";
-    *state = rig;
-    return rig->directory ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    Rig *rig = *state;
-    g_autoptr(GDir) dir = g_dir_open(rig->directory, 0, NULL);
-
-    for (const char *name; (name = g_dir_read_name(dir));) {
-        g_autofree char *path = g_build_filename(rig->directory, name, NULL);
-        g_unlink(path);
-    }
-    g_rmdir(rig->directory);
-    g_free(rig->directory);
-    g_free(rig);
-    return 0;
-}
-
-static char *path_of(const Rig *rig, const char *file)
-{
-    return g_build_filename(rig->directory, file, NULL);
-}
-
-static bool exists(const Rig *rig, const char *file)
-{
-    g_autofree char *path = path_of(rig, file);
-
-    return g_file_test(path, G_FILE_TEST_EXISTS);
-}
-
-static char *content_of(const Rig *rig, const char *file)
-{
-    g_autofree char *path = path_of(rig, file);
-    char *content;
-    gsize length;
-
-    assert_true(g_file_get_contents(path, &content, &length, NULL));
-    assert_int_equal(length, DISK_BYTES);
-    return content;
-}
-
-static void assert_same_content(const Rig *rig, const char *one, const char *other)
-{
-    g_autofree char *here = content_of(rig, one), *there = content_of(rig, other);
-
-    assert_memory_equal(here, there, DISK_BYTES);
-}
 
 static void write_at(const Rig *rig, const char *file, off_t offset, const void *data, size_t length)
 {
@@ -112,75 +50,15 @@ static void make_disk(const Rig *rig, const char *file)
     assert_int_equal(truncate(path, DISK_BYTES), 0);
 }
 
-typedef struct {
-    const char *files[2]; /* NULL: no second disk */
-    bool incoming, overwrite;
-} Disks;
-
-static VmfMachine *machine(const Rig *rig, Disks disks)
-{
-    g_autofree char *first = path_of(rig, disks.files[0]),
-                    *second = disks.files[1] ? path_of(rig, disks.files[1]) : NULL;
-    g_autofree char *uri = g_strconcat("file:", first, NULL), *other = g_strconcat("file:", second, NULL);
-    VmfMachineDiskConfig disk = {.uri = uri, .incoming = disks.incoming, .overwrite = disks.overwrite};
-    VmfMachineDiskConfig configs[2] = {disk, disk};
-    g_autoptr(GError) error = NULL;
-    VmfMachineConfig config = {
-        .name = "guest",
-        .backend = rig->backend,
-        .memory_bytes = 4 * MIB,
-        .dirty_bytes_per_second = 20 * MIB,
-        .set_bytes = MIB,
-        .disks = configs,
-        .n_disks = second ? 2 : 1,
-        .disk_bytes_per_second = 32 * MIB,
-        .disk_set_bytes = SET_BYTES,
-        .seed = 11,
-        .unpaced = strcmp(rig->backend, "rv32") == 0,
-    };
-
-    configs[0].name = "root";
-    configs[1].name = "data";
-    configs[1].uri = other;
-    VmfMachine *made = vmf_machine_new(&config, &error);
-    if (!made)
-        g_error("%s", error->message);
-    return made;
-}
-
 static VmfMachine *source_of(const Rig *rig, const char *file)
 {
     make_disk(rig, file);
-    return machine(rig, (Disks){.files = {file}});
-}
-
-static VmfMachine *target_of(const Rig *rig, const char *file)
-{
-    return machine(rig, (Disks){.files = {file}, .incoming = true});
+    return machine(rig, (Disks){.files = {file}, .bytes_per_second = 32 * MIB});
 }
 
 static VmfDisk *disk_of(VmfMachine *m)
 {
     return m->disks[0].disk;
-}
-
-static VmfMachineInfo info_of(VmfMachine *m)
-{
-    VmfMachineInfo info;
-
-    vmf_machine_get_info(m, &info);
-    return info;
-}
-
-static void wait_for_writes(VmfMachine *m, uint64_t n)
-{
-    uint64_t before = info_of(m).disks[0].writes;
-
-    for (unsigned i = 0; i < 3000 && info_of(m).disks[0].writes < before + n; i++)
-        g_usleep(10000);
-    assert_true(info_of(m).disks[0].writes >= before + n);
-    assert_int_equal(info_of(m).guest_errors, 0);
-    assert_int_equal(info_of(m).disks[0].failures, 0);
 }
 
 static void add_bitmap(VmfMachine *m, const char *name, uint32_t granularity)
@@ -262,7 +140,7 @@ static void refused(VmfTrip *trip, VmfMachine *source, VmfMachine *target, VmfEr
 /* Of what the two files differ in, the bitmap has all. */
 static void assert_superset(const Rig *rig, VmfMachine *m, const char *disk, const char *base)
 {
-    g_autofree char *here = content_of(rig, disk), *there = content_of(rig, base);
+    g_autofree char *here = content_of(rig, disk, DISK_BYTES), *there = content_of(rig, base, DISK_BYTES);
     uint64_t offset = 0, length = 0;
 
     for (uint64_t at = 0; at < DISK_BYTES; at += 512) {
@@ -308,7 +186,7 @@ static void test_many_trips(void **state)
         assert_true(trip.source.disk_base_bytes >= DISK_BYTES - SET_BYTES - (1 << 20));
         assert_false(exists(rig, "disk1.partial"));
         if (number % 2 == 0) {
-            assert_same_content(rig, here, there);
+            assert_same_content(rig, here, there, DISK_BYTES);
             assert_true(vmf_machine_start(next, NULL));
         }
         vmf_machine_free(at);
@@ -335,7 +213,7 @@ static void test_nothing_is_dirty(void **state)
         fail_msg("%s", trip.source_error->message);
     assert_int_equal(trip.source.disk_base_bytes, DISK_BYTES);
     assert_int_equal(trip.source.disk_sent_bytes + trip.source.disk_zero_bytes, 0);
-    assert_same_content(rig, "here", "there");
+    assert_same_content(rig, "here", "there", DISK_BYTES);
     assert_true(vmf_machine_start(target, NULL));
     wait_for_writes(target, 50);
     vmf_trip_clear(&trip);
@@ -358,7 +236,7 @@ static void test_base_that_differs_where_it_is_dirty(void **state)
     trip_init(&trip);
     trip.source_parameters.verify_disks = true;
     trip_done(&trip, source, target);
-    assert_same_content(rig, "here", "there");
+    assert_same_content(rig, "here", "there", DISK_BYTES);
     vmf_trip_clear(&trip);
 }
 
@@ -450,7 +328,7 @@ static void test_writes_while_the_base_is_compared(void **state)
         if (!vmf_trip_finish(running))
             fail_msg("%s%s", trip.events, trip.source_error ? trip.source_error->message : "");
         assert_int_equal(hammer.n_failed, 0);
-        assert_same_content(rig, here, there);
+        assert_same_content(rig, here, there, DISK_BYTES);
         vmf_trip_clear(&trip);
     }
 }
@@ -487,7 +365,7 @@ static void test_wrong_base(void **state)
     static const off_t places[] = {5 * MIB + 4711, 9 * MIB, DISK_BYTES - 1};
     const Rig *rig = *state;
     g_autoptr(VmfMachine) source = with_base(rig);
-    g_autofree char *right = content_of(rig, "there");
+    g_autofree char *right = content_of(rig, "there", DISK_BYTES);
     VmfTrip trip;
 
     for (unsigned i = 0; i < G_N_ELEMENTS(places); i++) {
@@ -495,11 +373,11 @@ static void test_wrong_base(void **state)
         g_autofree char *where = g_strdup_printf("differs at offset %" G_GINT64_FORMAT ",",
                                                  (gint64)(places[i] / VMF_DISK_GRANULE_BYTES * VMF_DISK_GRANULE_BYTES));
         write_at(rig, "there", places[i], &wrong, 1);
-        g_autofree char *before = content_of(rig, "there");
+        g_autofree char *before = content_of(rig, "there", DISK_BYTES);
         g_autoptr(VmfMachine) target = target_of(rig, "there");
         trip_init(&trip);
         refused(&trip, source, target, 0, where);
-        g_autofree char *after = content_of(rig, "there");
+        g_autofree char *after = content_of(rig, "there", DISK_BYTES);
         assert_memory_equal(before, after, DISK_BYTES);
         assert_false(exists(rig, "there.partial"));
         write_at(rig, "there", places[i], &right[places[i]], 1);
@@ -614,10 +492,10 @@ static void test_unproven_filesystem_is_refused_unless_forced(void **state)
     write_at(rig, "there", 4086, "SWAPSPACE2", 10); /* what is told most easily of all that libblkid knows */
     write_at(rig, "there", 1024, "\1\0\0\0\144\0\0\0", 8);
     target = target_of(rig, "there");
-    g_autofree char *before = content_of(rig, "there");
+    g_autofree char *before = content_of(rig, "there", DISK_BYTES);
     trip_init(&trip);
     refused(&trip, source, target, 0, "swap");
-    g_autofree char *after = content_of(rig, "there");
+    g_autofree char *after = content_of(rig, "there", DISK_BYTES);
     assert_memory_equal(before, after, DISK_BYTES);
     assert_false(exists(rig, "there.partial"));
     forced = machine(rig, (Disks){.files = {"there"}, .incoming = true, .overwrite = true});
@@ -693,7 +571,7 @@ static void test_guest_that_goes_back_takes_the_name_away(void **state)
 
     make_disk(rig, "here");
     make_disk(rig, "shared");
-    source = machine(rig, (Disks){.files = {"here", "shared"}});
+    source = machine(rig, (Disks){.files = {"here", "shared"}, .bytes_per_second = 32 * MIB});
     assert_true(vmf_machine_start(source, NULL));
     wait_for_writes(source, 20);
     make_base(rig, source, "there", 65536);

@@ -9,93 +9,21 @@
 #include <string.h>
 
 #include "machine/machine-private.h"
-#include "tests/world.h"
+#include "tests/disk-world.h"
 
 #define MIB (1ull << 20)
 #define MILLISECOND 100000ull
 #define DISK_BYTES (8 * MIB)
 #define CUTS 25
 
-typedef struct {
-    char *directory;
-} Rig;
-
-static int set_up(void **state)
-{
-    Rig *rig = g_new0(Rig, 1);
-
-    rig->directory = g_dir_make_tmp("vmferry-XXXXXX", NULL);
-    *state = rig;
-    return rig->directory ? 0 : -1;
-}
-
-static int tear_down(void **state)
-{
-    Rig *rig = *state;
-    g_autoptr(GDir) dir = g_dir_open(rig->directory, 0, NULL);
-
-    for (const char *name; (name = g_dir_read_name(dir));) {
-        g_autofree char *path = g_build_filename(rig->directory, name, NULL);
-        g_unlink(path);
-    }
-    g_rmdir(rig->directory);
-    g_free(rig->directory);
-    g_free(rig);
-    return 0;
-}
-
-static char *uri_of(const Rig *rig, const char *file)
-{
-    return g_strdup_printf("file:%s/%s", rig->directory, file);
-}
-
-static VmfMachine *try_machine(const Rig *rig, const char *file, uint64_t size, GError **error)
-{
-    g_autofree char *uri = uri_of(rig, file);
-    VmfMachineDiskConfig disk = {.name = "root", .uri = uri, .create_bytes = size};
-    VmfMachineConfig config = {
-        .name = "guest",
-        .memory_bytes = 4 * MIB,
-        .dirty_bytes_per_second = 20 * MIB,
-        .set_bytes = MIB,
-        .disks = &disk,
-        .n_disks = 1,
-        .disk_bytes_per_second = 64 * MIB,
-        .disk_set_bytes = 4 * MIB,
-        .seed = 11,
-        .unpaced = true,
-    };
-
-    return vmf_machine_new(&config, error);
-}
-
 static VmfMachine *new_machine(const Rig *rig, const char *file)
 {
     g_autoptr(GError) error = NULL;
-    VmfMachine *machine = try_machine(rig, file, DISK_BYTES, &error);
+    VmfMachine *machine = try_machine(rig, (Disks){.files = {file}, .size = DISK_BYTES}, &error);
 
     if (!machine)
         g_error("%s", error->message);
     return machine;
-}
-
-static VmfMachineInfo info_of(VmfMachine *machine)
-{
-    VmfMachineInfo info;
-
-    vmf_machine_get_info(machine, &info);
-    return info;
-}
-
-static char *content_of(const Rig *rig, const char *file)
-{
-    g_autofree char *path = g_build_filename(rig->directory, file, NULL);
-    char *content;
-    gsize length;
-
-    assert_true(g_file_get_contents(path, &content, &length, NULL));
-    assert_int_equal(length, DISK_BYTES);
-    return content;
 }
 
 /* Requests that the guest, which stands, has begun and was not told of. */
@@ -168,7 +96,7 @@ static void test_cut_run_ends_as_the_uncut(void **state)
     assert_true(info_of(uncut).disks[0].writes > 500 && info_of(uncut).disks[0].flushes > 0 &&
                 info_of(uncut).disks[0].zeroes > 0);
     vmf_machine_free(at);
-    g_autofree char *here = content_of(rig, "uncut"), *there = content_of(rig, "cut");
+    g_autofree char *here = content_of(rig, "uncut", DISK_BYTES), *there = content_of(rig, "cut", DISK_BYTES);
     assert_memory_equal(here, there, DISK_BYTES);
 }
 
@@ -237,7 +165,7 @@ static void test_other_disk_is_refused_before_a_page_moves(void **state)
 {
     const Rig *rig = *state;
     g_autoptr(VmfMachine) source = new_machine(rig, "disk");
-    g_autoptr(VmfMachine) target = try_machine(rig, "other", DISK_BYTES / 2, NULL);
+    g_autoptr(VmfMachine) target = try_machine(rig, (Disks){.files = {"other"}, .size = DISK_BYTES / 2}, NULL);
     VmfTrip trip;
 
     vmf_trip_init(&trip);

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Machines with disks in a folder of the test's own. Whatever cannot be fails the test. */
+#ifndef TESTS_DISK_WORLD_H
+#define TESTS_DISK_WORLD_H
+
+#include "machine/machine-private.h"
+#include "tests/world.h"
+
+#define LONG_NS (60 * UINT64_C(1000000000)) /* whatever else this host does */
+
+typedef struct {
+    char *directory;
+    const char *backend; /* the test's initial state, or rv32 */
+} Rig;
+
+int set_up(void **state);
+int tear_down(void **state);
+
+char *path_of(const Rig *rig, const char *file);
+char *uri_of(const Rig *rig, const char *file);
+bool exists(const Rig *rig, const char *file);
+/* @size octets, and no more. */
+char *content_of(const Rig *rig, const char *file, uint64_t size);
+void assert_same_content(const Rig *rig, const char *one, const char *other, uint64_t size);
+
+typedef struct {
+    const char *files[2]; /* "root" and "data"; NULL: no second disk */
+    uint64_t size;        /* 0: as it is there, or comes */
+    bool incoming, overwrite;
+    uint32_t sector_bytes;
+    uint64_t bytes_per_second; /* 0: 64 MiB; on 4 MiB of each disk */
+} Disks;
+
+/* Not running. */
+VmfMachine *try_machine(const Rig *rig, Disks disks, GError **error);
+VmfMachine *machine(const Rig *rig, Disks disks);
+VmfMachine *target_of(const Rig *rig, const char *file);
+VmfMachineInfo info_of(VmfMachine *m);
+/* Of the first disk: so many more. */
+void wait_for_writes(VmfMachine *m, uint64_t n);
+
+#endif
