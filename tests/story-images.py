@@ -3,6 +3,7 @@
 """Images at rest, made of real guests: what is said of them, what is made of them, and guests that go on from what was made."""
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,14 +253,8 @@ def an_image_is_not_written_over_itself(stage):
     agree(host, path + '.partial')
 
 
-def an_interrupted_copy_leaves_nothing(stage):
+def a_copy_that_fails_leaves_what_was_there(stage):
     host, (path,) = moments(stage, 1)
-    fifo = os.path.join(stage.directory, 'fifo')
-    os.mkfifo(fifo)
-    process = host.start('convert', path, f'exec:cat > {fifo}')     # nobody reads: it waits
-    story.wait_until(lambda: os.path.exists(f'/proc/{process.pid}'), 'the process')
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     out = os.path.join(stage.directory, 'out')
     with open(out, 'w', encoding='ascii') as file:
         file.write('what stood there before')
@@ -269,6 +264,34 @@ def an_interrupted_copy_leaves_nothing(stage):
         assert file.read() == 'what stood there before'
 
 
+def an_interrupted_copy_leaves_what_was_there(stage):
+    """In the middle of it, as its server is slow: killed, what it had is not under the name; asked to end, nothing is left of it."""
+    if not shutil.which('nbdkit'):
+        raise story.Skip('nbdkit is not installed')
+    host, (path,) = moments(stage, 1)
+    out, socket = (os.path.join(stage.directory, name) for name in ('out', 'nbd'))
+    stage.processes.append(subprocess.Popen(['nbdkit', '-f', '-r', '-U', socket, '--filter=delay', 'file', path, 'rdelay=200ms'],
+                                            preexec_fn=story.die_with_parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    story.wait_until(lambda: os.path.exists(socket), 'the server')
+    uri = f'nbd+unix:///?socket={socket}'
+    if host.vmferry('inspect', uri).code == 77:
+        raise story.Skip('built without libnbd')
+    with open(out, 'w', encoding='ascii') as file:
+        file.write('what stood there before')
+    for number, left in ((signal.SIGKILL, True), (signal.SIGINT, False)):
+        process = host.start('flatten', uri, out)
+        story.wait_until(lambda: os.path.exists(out + '.partial') and os.path.getsize(out + '.partial') > 0, 'a part of the copy')
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait() != 0
+        assert os.path.exists(out + '.partial') == left
+        with open(out, encoding='ascii') as file:
+            assert file.read() == 'what stood there before'
+        if left:
+            os.unlink(out + '.partial')
+
+
 story.run(what_is_said_of_an_image, guests_go_on_from_what_was_made, what_differs_is_named, layers_move_together_and_miss_their_parents,
           damage_is_named_and_goes_no_further, mistakes_are_told, names_with_a_colon, a_stream_to_stdout_is_nothing_else,
-          an_image_is_not_written_over_itself, an_interrupted_copy_leaves_nothing)
+          an_image_is_not_written_over_itself, a_copy_that_fails_leaves_what_was_there,
+          an_interrupted_copy_leaves_what_was_there)
