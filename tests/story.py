@@ -112,6 +112,8 @@ class Machine:
         if not line:
             raise AssertionError(f'run {name}: exit status {process.wait()}: {process.stderr.read()}')
         self.listening = json.loads(line)
+        if 'uri' not in self.listening:
+            raise AssertionError(f'run {name}: {line}')
         self.uri = self.listening['uri']
         self.control = self.listening['control']
 

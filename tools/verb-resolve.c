@@ -15,6 +15,7 @@
 #include "tools/report.h"
 
 #define SETTLE_MS 8000 /* until the hold is said to stay */
+#define END_MS 2000 /* in which the process of a machine that gave up its guest ends, if it does */
 #define LOOK_MS 50
 
 static const char description[] =
@@ -112,17 +113,22 @@ static bool is_settled(const Resolve *resolve, const json_t *info)
 static bool wait_until_settled(const Resolve *resolve, VmfClient *client)
 {
     int64_t end_us = g_get_monotonic_time() + SETTLE_MS * INT64_C(1000);
+    bool may_end = resolve->action == DISCARD && resolve->ownership.verdict == VMF_VERDICT_HELD_TARGET, settled = false;
 
     while (g_get_monotonic_time() < end_us) {
         json_t *info = vmf_client_execute(client, "query-migrate", NULL, NULL);
-        bool settled = !info || is_settled(resolve, info);
+        bool gone = !info;
 
+        if (!gone && !settled && is_settled(resolve, info)) {
+            settled = true; /* what is said next is of the machine as it is afterwards */
+            end_us = MIN(end_us, g_get_monotonic_time() + END_MS * INT64_C(1000));
+        }
         json_decref(info);
-        if (settled)
+        if (gone || (settled && !may_end))
             return true;
         g_usleep(LOOK_MS * 1000);
     }
-    return false;
+    return settled;
 }
 
 static bool tell_machine(Resolve *resolve, bool fenced, GError **error)
