@@ -39,7 +39,7 @@ typedef struct {
 
     /* file, and admin to change which it is */
     VmfStorage *storage;    /* NULL: there is none */
-    VmfBitmapHeader header; /* as the file has it */
+    VmfBitmapHeader header; /* as the file has it; lock as well to change it, either to read it */
     bool broken;            /* it could be neither written nor removed */
 
     /* admin */

@@ -226,6 +226,14 @@ static uint64_t n_sectors_of(VmfBitmaps *set, const VmfBitmapHeader *header)
     return n;
 }
 
+/* File held. Who marks or looks at intents has the lock alone. */
+static void take_header(VmfBitmaps *set, const VmfBitmapHeader *header)
+{
+    pthread_mutex_lock(&set->lock);
+    set->header = *header;
+    pthread_mutex_unlock(&set->lock);
+}
+
 static bool write_use(VmfBitmaps *set, bool in_use, int64_t mtime_ns, GError **error)
 {
     VmfBitmapHeader header = set->header;
@@ -234,7 +242,7 @@ static bool write_use(VmfBitmaps *set, bool in_use, int64_t mtime_ns, GError **e
     header.mtime_ns = in_use ? 0 : mtime_ns;
     if (!write_header(set->storage, &header, n_sectors_of(set, &header), error))
         return false;
-    set->header = header;
+    take_header(set, &header);
     return true;
 }
 
@@ -474,7 +482,7 @@ static bool replace_file(VmfBitmaps *set, uint32_t n, GError **error)
     }
     g_clear_pointer(&set->storage, vmf_storage_free);
     set->storage = g_steal_pointer(&storage);
-    set->header = header;
+    take_header(set, &header);
     return true;
 }
 

@@ -139,15 +139,14 @@ def it_moves_on_while_its_disk_comes(stage):
 
 
 def it_is_quit_while_its_disk_comes(stage):
-    server = Server(stage, image_of(stage))
-    machine = at_rest(stage, stage.host('host-b'), server)
+    image = image_of(stage)
+    machine = at_rest(stage, stage.host('host-b'), Server(stage, image))
     refused = done(machine.host, 'backup', 'vm', 'root', path_of(stage, 'backup'), code=1)
     assert 'still being restored' in refused.stderr, refused
     done(machine.host, 'quit', 'vm', '--force')
     machine.wait()
     assert not has(stage, 'new')
-    server.tell(b'r')
-    again = restore(stage.host('host-c'), server.uri)
+    again = restore(stage.host('host-c'), image)  # nbdkit may abort when a caller goes whose request it has paused
     whole(again)
     works(again)
 
