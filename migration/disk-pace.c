@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Half as fast as soon as more than one write in a hundred is late, a little faster after each hundred in which that is
- * not so: what takes long to find is how much the storage bears, and what must not take long is to leave it alone. A
- * window may have a few writes only, of which none is late by chance; so windows are added up until they have a hundred.
- * A guest that does not write is not disturbed.
+ * It begins slowly, is half as fast as soon as more than one write in a hundred is late, and a little faster after each
+ * hundred in which that is not so: what takes long to find is how much the storage bears, and what must not take long
+ * is to leave it alone. A window may have a few writes only, of which none is late by chance; so windows are added up
+ * until they have a hundred.
+ *
+ * To try what the storage bears makes writes late, and a goal that is missed at each try is missed. So each late write
+ * is paid for: a hundred are to be on time before the next try. Over all of a copy one in a hundred is late then, at
+ * about the goal, however the tries end. A guest that does not write is not disturbed.
  */
 #include "migration/disk-pace.h"
 
@@ -13,10 +17,13 @@
 #define PAUSE_MOST_NS 200000000u
 #define JUDGED_WRITES 100
 #define LATE_PERCENT 1
+#define DEBT_MOST 5000u  /* or a storage that is slow for a moment is left alone for ever */
+#define DEBT_QUIET 10u   /* so many of them a window without writes pays */
+#define PAUSE_FIRST_NS 8000000u
 
 void vmf_disk_pace_init(VmfDiskPace *pace, bool on, unsigned most)
 {
-    *pace = (VmfDiskPace){.on = on, .depth = most, .most = most};
+    *pace = (VmfDiskPace){.on = on, .depth = on ? 1 : most, .most = most, .pause_ns = on ? PAUSE_FIRST_NS : 0};
 }
 
 static void slow_down(VmfDiskPace *pace)
@@ -41,10 +48,19 @@ static void speed_up(VmfDiskPace *pace)
         pace->depth++;
 }
 
+static void pay(VmfDiskPace *pace, uint64_t n_writes, uint64_t n_late)
+{
+    uint64_t paid = MAX(n_writes - MIN(n_late, n_writes), n_writes > 0 ? 0 : DEBT_QUIET);
+
+    pace->debt = MIN(pace->debt + MIN(n_late, DEBT_MOST) * (100 / LATE_PERCENT), DEBT_MOST);
+    pace->debt -= MIN(paid, pace->debt);
+}
+
 void vmf_disk_pace_look(VmfDiskPace *pace, uint64_t n_writes, uint64_t n_late)
 {
     if (!pace->on)
         return;
+    pay(pace, n_writes, n_late);
     pace->n_writes += n_writes;
     pace->n_late += n_late;
     bool late = pace->n_late * 100 > MAX(pace->n_writes, JUDGED_WRITES) * LATE_PERCENT;
@@ -52,7 +68,7 @@ void vmf_disk_pace_look(VmfDiskPace *pace, uint64_t n_writes, uint64_t n_late)
         return;
     if (late)
         slow_down(pace);
-    else
+    else if (pace->debt == 0)
         speed_up(pace);
     pace->n_writes = pace->n_late = 0;
 }

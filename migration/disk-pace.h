@@ -18,6 +18,7 @@ typedef struct {
     unsigned most;
     uint64_t pause_ns; /* after each read, where depth is 1 */
     uint64_t n_writes, n_late; /* since it changed last, or might have */
+    uint64_t debt;             /* writes that are to be on time before it is faster */
 } VmfDiskPace;
 
 void vmf_disk_pace_init(VmfDiskPace *pace, bool on, unsigned most);
