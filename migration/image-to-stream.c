@@ -171,6 +171,12 @@ static bool convert(Conversion *to, GError **error)
            write_sections(to, error) && write_end(to, error);
 }
 
+/* A command may answer, but nobody listens; how it ends says whether it had all. */
+static bool takes_what_it_is_given(const char *uri)
+{
+    return g_str_has_prefix(uri, "exec:");
+}
+
 bool vmf_image_to_stream(VmfImage *image, const char *stream_uri, const VmfImageMakeOptions *options, GError **error)
 {
     const VmfImageFile *last = vmf_image_layer_of(image, vmf_image_n_layers(image) - 1);
@@ -180,7 +186,7 @@ bool vmf_image_to_stream(VmfImage *image, const char *stream_uri, const VmfImage
 
     if (!connector)
         return false;
-    if (last->parent.name || !vmf_connector_is_one_way(connector)) {
+    if (last->parent.name || !(vmf_connector_is_one_way(connector) || takes_what_it_is_given(stream_uri))) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: %s", stream_uri,
                     last->parent.name ? "the image was opened without its parents"
                                       : "goes both ways: a stream of an image does not");

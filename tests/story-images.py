@@ -238,6 +238,16 @@ def a_stream_to_stdout_is_nothing_else(stage):
             assert summary(host, 'diff', path, path + '-again', '--read')['same'], out
 
 
+def a_stream_to_a_command(stage):
+    host, (path,) = moments(stage, 1)
+    out = os.path.join(stage.directory, 'stream')
+    done(host, 'convert', path, f'exec:cat > {out}')
+    summary(host, 'convert', out, path + '-again')
+    assert summary(host, 'diff', path, path + '-again', '--read')['same']
+    failed = done(host, 'convert', path, 'exec:head -c 100000 > /dev/null; exit 3', '--json', code=1).lines[-1]
+    assert failed['type'] == 'error' and 'exit status 3' in failed['message'], failed
+
+
 def an_image_is_not_written_over_itself(stage):
     host, (path,) = moments(stage, 1)
     before = os.stat(path)
@@ -292,6 +302,6 @@ def an_interrupted_copy_leaves_what_was_there(stage):
 
 
 story.run(what_is_said_of_an_image, guests_go_on_from_what_was_made, what_differs_is_named, layers_move_together_and_miss_their_parents,
-          damage_is_named_and_goes_no_further, mistakes_are_told, names_with_a_colon, a_stream_to_stdout_is_nothing_else,
+          damage_is_named_and_goes_no_further, mistakes_are_told, names_with_a_colon, a_stream_to_stdout_is_nothing_else, a_stream_to_a_command,
           an_image_is_not_written_over_itself, a_copy_that_fails_leaves_what_was_there,
           an_interrupted_copy_leaves_what_was_there)
