@@ -128,6 +128,12 @@ static json_t *error_of(VmfMigration *migration, const char *hold)
     return error ? vmf_qmp_error_object(error, peer_of(migration)) : json_null();
 }
 
+/* A guest that is held stands at its devices, whatever of its memory came after them. */
+static const char *status_of(const VmfStatistics *statistics, const char *hold)
+{
+    return vmf_status_word(hold ? VMF_STATUS_DEVICE : statistics->status);
+}
+
 json_t *vmf_qmp_migration_detail(VmfMigration *migration)
 {
     g_autofree char *hold = vmf_migration_hold(migration);
@@ -138,7 +144,7 @@ json_t *vmf_qmp_migration_detail(VmfMigration *migration)
     detail =
         json_pack("{s:s,s:s,s:b,s:b,s:b,s:b,s:b,s:i,s:s?,s:o,s:o,s:i}", "side",
                   vmf_migration_is_incoming(migration) ? "target" : "source", "status",
-                  vmf_status_word(statistics.status), "ended", vmf_migration_has_ended(migration), "one_way",
+                  status_of(&statistics, hold), "ended", vmf_migration_has_ended(migration), "one_way",
                   vmf_migration_is_one_way(migration), "image", vmf_migration_is_save(migration), "dry_run",
                   vmf_migration_is_dry_run(migration), "was_running", vmf_migration_was_running(migration),
                   "stream_version", (int)vmf_migration_stream_version(migration), "uri", vmf_migration_uri(migration),
@@ -223,7 +229,7 @@ json_t *vmf_qmp_migration_info(VmfMigration *migration)
     json_t *info = json_object();
 
     vmf_migration_get_statistics(migration, &statistics);
-    json_object_set_new(info, "status", json_string(vmf_status_word(statistics.status)));
+    json_object_set_new(info, "status", json_string(status_of(&statistics, hold)));
     if (!vmf_migration_is_incoming(migration))
         add_source_members(info, &statistics);
     if (error)

@@ -72,7 +72,9 @@ def damage(path, share=0.5):
 
 def held(machine):
     """Until it is, and why."""
-    return story.wait_until(lambda: (machine.status()['migration'] or {}).get('hold_reason'), 'the hold')
+    why = story.wait_until(lambda: (machine.status()['migration'] or {}).get('hold_reason'), 'the hold')
+    assert machine.status()['migration']['status'] == 'device', machine.status()
+    return why
 
 
 def ended(machine, code):
