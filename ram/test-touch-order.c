@@ -33,11 +33,14 @@ static int set_up(void **state)
 {
     World *world = g_new0(World, 1);
     g_autoptr(VmfTouchOrder) order = vmf_touch_order_new();
+    GStatBuf status;
 
     world->folder = g_dir_make_tmp("vmferry-order-XXXXXX", NULL);
     world->path = g_build_filename(world->folder, "image.order", NULL);
     add_entries(order);
     assert_true(vmf_touch_order_write(order, world->path, id, &root, NULL));
+    assert_int_equal(g_stat(world->path, &status), 0);
+    assert_int_equal(status.st_mode & 0777, 0600); /* where a guest has what is nobody else's business */
     *state = world;
     return 0;
 }

@@ -123,12 +123,18 @@ bool vmf_touch_order_write(const VmfTouchOrder *order, const char *path, const u
 {
     g_autofree char *partial = g_strconcat(path, ".partial", NULL);
     OrderHead head = head_of(order, image_id, root);
-    FILE *file = fopen(partial, "we");
+    int fd;
 
+    unlink(partial); /* of one that did not come to its end */
+    fd = open(partial, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    FILE *file = fd >= 0 ? fdopen(fd, "w") : NULL;
     if (file && write_to(file, &head, order) && rename(partial, path) == 0)
         return true;
     fail(error, VMF_ERROR_IO, path, g_strerror(errno));
-    unlink(partial);
+    if (fd >= 0 && !file)
+        close(fd);
+    if (fd >= 0)
+        unlink(partial);
     return false;
 }
 

@@ -249,6 +249,11 @@ def a_bitmap_of_qemus_server(stage):
     assert missing.code == 77 and 'no such bitmap' in missing.stderr, missing
     none = machine.host.vmferry('bitmap', 'vm', 'root', 'import', 'none', uri, 'theirs')
     assert none.code == 2, none
+    other = stage.host('host-b').run('vm', '--disk', f'root={os.path.join(stage.directory, "small")},size={16 * MIB - 4096}')
+    done(other.host, 'bitmap', 'vm', 'root', 'add', 'ours')
+    refused = other.host.vmferry('bitmap', 'vm', 'root', 'import', 'ours', uri, 'theirs')
+    assert refused.code == 2 and 'it tells of another disk' in refused.stderr, refused
+    assert bitmaps(other)['ours']['dirty_bytes'] == 0, bitmaps(other)
 
 
 if __name__ == '__main__':

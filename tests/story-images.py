@@ -302,6 +302,6 @@ def an_interrupted_copy_leaves_what_was_there(stage):
 
 
 story.run(what_is_said_of_an_image, guests_go_on_from_what_was_made, what_differs_is_named, layers_move_together_and_miss_their_parents,
-          damage_is_named_and_goes_no_further, mistakes_are_told, names_with_a_colon, a_stream_to_stdout_is_nothing_else, a_stream_to_a_command,
-          an_image_is_not_written_over_itself, a_copy_that_fails_leaves_what_was_there,
+          damage_is_named_and_goes_no_further, mistakes_are_told, names_with_a_colon, a_stream_to_stdout_is_nothing_else,
+          a_stream_to_a_command, an_image_is_not_written_over_itself, a_copy_that_fails_leaves_what_was_there,
           an_interrupted_copy_leaves_what_was_there)

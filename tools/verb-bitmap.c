@@ -188,6 +188,7 @@ static int act(const Bitmap *verb, GError **error)
 typedef struct {
     const Bitmap *verb;
     json_t *extents;
+    uint64_t disk_bytes, export_bytes;
     GError *error;
 } Import;
 
@@ -205,10 +206,42 @@ static bool send_extents(Import *import)
     return result != NULL;
 }
 
+/* False: the machine has told why, or has no such disk, and says so when it is told of its bitmap. */
+static bool find_disk_size(Import *import)
+{
+    json_t *list = vmf_client_execute(import->verb->client, "query-block", NULL, &import->error);
+    const json_t *one;
+    size_t i;
+
+    json_array_foreach(list, i, one)
+    {
+        const json_t *device = json_object_get(one, "device"), *image = json_object_get(json_object_get(one, "inserted"), "image");
+
+        if (g_strcmp0(json_string_value(device), import->verb->common.operands[1]) == 0)
+            import->disk_bytes = (uint64_t)json_integer_value(json_object_get(image, "virtual-size"));
+    }
+    json_decref(list);
+    return list != NULL;
+}
+
+/* Servers round a size up to whole sectors. */
+static bool check_size(Import *import)
+{
+    if (import->error || import->disk_bytes == 0 || (import->disk_bytes + 511) / 512 == (import->export_bytes + 511) / 512)
+        return true;
+    g_set_error(&import->error, VMF_ERROR, VMF_ERROR_USAGE,
+                "bitmap %s: import: disk %s has %" G_GUINT64_FORMAT " bytes, %s %" G_GUINT64_FORMAT ": it tells of another disk",
+                import->verb->common.operands[3], import->verb->common.operands[1], import->disk_bytes,
+                import->verb->common.operands[4], import->export_bytes);
+    return false;
+}
+
 static bool add_extent(void *opaque, uint64_t offset, uint64_t length)
 {
     Import *import = opaque;
 
+    if (!check_size(import))
+        return false;
     json_array_append_new(import->extents, json_pack("[I,I]", (json_int_t)offset, (json_int_t)length));
     return json_array_size(import->extents) < EXTENTS_AT_ONCE || send_extents(import);
 }
@@ -218,9 +251,9 @@ static bool read_and_send(Import *import, GError **error)
 {
     char **operands = import->verb->common.operands;
     VmfConnectFlags flags = import->verb->options.insecure ? VMF_CONNECT_INSECURE : 0;
-    uint64_t size_bytes;
-    bool done = vmf_read_export_bitmap(operands[4], flags, operands[5], add_extent, import, &size_bytes, error) &&
-                send_extents(import);
+    bool done = find_disk_size(import) &&
+                vmf_read_export_bitmap(operands[4], flags, operands[5], add_extent, import, &import->export_bytes, error) &&
+                check_size(import) && send_extents(import);
 
     if (import->error) {
         g_clear_error(error);
