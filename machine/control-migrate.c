@@ -424,6 +424,16 @@ static void on_target_ended(void *opaque)
     }
 }
 
+/* It is no longer the migration that is asked about, and what is known of it goes with the event. */
+static void tell_whole(VmfControl *control)
+{
+    static const char id[] = "restore.whole", text[] = "all of the guest is here";
+
+    log_line(control, id, text);
+    vmf_control_event(control, "X_VMFERRY_EVENT",
+                      json_pack("{s:s,s:s,s:o}", "id", id, "text", text, "x-vmferry", vmf_qmp_migration_detail(control->loading)));
+}
+
 /* The guest was moving on already. If it has not all of its memory, it is lost with whatever was under way. */
 static void on_loading_ended(void *opaque)
 {
@@ -435,7 +445,7 @@ static void on_loading_ended(void *opaque)
             control->error = g_error_copy(error);
         vmf_control_quit(control, "host-error");
     } else {
-        on_event(control, "restore.whole", "all of the guest is here");
+        tell_whole(control);
         if (!vmf_control_is_migrating(control))
             vmf_machine_take_back(control->config.machine);
     }

@@ -278,6 +278,31 @@ static void tell_event(Restore *restore, const json_t *data)
         fprintf(stderr, "vmferry: %s: %s\n", name, text);
 }
 
+static void on_whole(Restore *restore, const json_t *detail)
+{
+    restore->over = true;
+    say_restored(restore, detail);
+    leave_alone(restore);
+}
+
+/* Whether a migration that ended here took the guest away. */
+static bool has_left(const json_t *detail)
+{
+    return strcmp(string(detail, "side"), "source") == 0 && !json_is_true(json_object_get(detail, "image")) &&
+           strcmp(string(detail, "outcome"), "completed") == 0;
+}
+
+/* What is saved or moved on meanwhile ends for itself. */
+static void on_ended(Restore *restore, const json_t *detail)
+{
+    bool is_restore = strcmp(string(detail, "side"), "target") == 0;
+
+    if (is_restore && strcmp(string(detail, "outcome"), "completed") == 0)
+        on_whole(restore, detail);
+    else
+        restore->over = is_restore || has_left(detail);
+}
+
 static void on_event(void *opaque, const json_t *event)
 {
     Restore *restore = opaque;
@@ -290,13 +315,10 @@ static void on_event(void *opaque, const json_t *event)
         return;
     if (strcmp(name, "MIGRATION") == 0 && strcmp(string(data, "status"), "postcopy-active") == 0)
         on_started(restore);
-    if (strcmp(name, "X_VMFERRY_MIGRATION_ENDED") != 0)
-        return;
-    restore->over = true;
-    if (strcmp(string(data, "outcome"), "completed") == 0 && strcmp(string(data, "side"), "target") == 0) {
-        say_restored(restore, data);
-        leave_alone(restore);
-    }
+    else if (strcmp(name, "X_VMFERRY_EVENT") == 0 && strcmp(string(data, "id"), "restore.whole") == 0)
+        on_whole(restore, json_object_get(data, "x-vmferry"));
+    else if (strcmp(name, "X_VMFERRY_MIGRATION_ENDED") == 0)
+        on_ended(restore, data);
 }
 
 static bool set_up(Restore *restore, GError **error)
