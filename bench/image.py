@@ -38,11 +38,18 @@ def moved(size):
     return (chunks - chunks // 4) * 2 * MIB
 
 
+def begin(case, path):
+    """A save is into a new file: to replace one takes as long as the file system needs to free it, which is nobody's."""
+    if case.role == 'save' and os.path.exists(path):
+        os.unlink(path)
+    drop_caches()
+
+
 def run_ours(machine, case, size, place):
     path = place.path('ours')
     if case.role == 'restore' and not os.path.exists(path):
         run_ours(machine, CASES['save-stop-1ch'], size, place)
-    drop_caches()
+    begin(case, path)
     return measure(machine, size, Child(machine.guest, case.role, f'file:{path}', f'--size={size}', f'--channels={case.channels}',
                                         '--fill=chunks', '--audit=off', *machine.kind()))
 
@@ -51,7 +58,7 @@ def run_limit(machine, case, size, place):
     path = place.path('limit')
     if case.limit == 'read' and not os.path.exists(path):
         run_limit(machine, CASES['save-stop-1ch'], size, place)
-    drop_caches()
+    begin(case, path)
     return measure(machine, size, Child(machine.image_limit, case.limit, f'--file={path}', f'--size={size}',
                                         f'--threads={case.channels}', *machine.kind()))
 
@@ -59,15 +66,15 @@ def run_limit(machine, case, size, place):
 def run_stream(machine, case, size, place):
     """A plain one-way stream into a file beside it."""
     path = place.path('stream')
-    if os.path.exists(path):
-        os.unlink(path)
-    drop_caches()
+    begin(case, path)
     return measure(machine, size, Child(machine.guest, 'source', f'file:{path}', f'--size={size}', '--fill=chunks', '--audit=off',
                                         *machine.kind()))
 
 
 def run_qemu(options, machine, case, size, place):
     """QEMU's own fixed file: mapped-ram with multifd, direct where the file system has it. A stopped guest, from the command to its end."""
+    if case.role == 'save':
+        begin(case, place.path('qemu'))
     return qemu.run_mapped_ram(options.qemu_found, machine, case.role, size, place, case.channels)
 
 
