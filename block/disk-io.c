@@ -24,6 +24,7 @@
 #include "stream/clock.h"
 
 #define MEMORY_ALIGNMENT 4096u
+#define COPY_LINGERS_NS 1000000
 
 /* ---- dirty tracking ---------------------------------------------------------------------------------------------- */
 
@@ -167,10 +168,11 @@ void vmf_disk_submit_beneath(VmfDisk *disk, VmfDiskRequest *request)
 
 /* ---- latency ----------------------------------------------------------------------------------------------------- */
 
-void vmf_disk_watch_latency(VmfDisk *disk, uint64_t goal_ns)
+void vmf_disk_watch_latency(VmfDisk *disk, uint64_t goal_ns, const _Atomic int64_t *copied_ns)
 {
     pthread_mutex_lock(&disk->lock);
     disk->latency_goal_ns = goal_ns;
+    disk->copied_ns = goal_ns > 0 ? copied_ns : NULL;
     disk->n_watched = disk->n_late = 0;
     pthread_mutex_unlock(&disk->lock);
 }
@@ -184,13 +186,19 @@ void vmf_disk_take_latency(VmfDisk *disk, uint64_t *n, uint64_t *n_late)
     pthread_mutex_unlock(&disk->lock);
 }
 
+/* Lock held. A read that has ended may be a write on its way to the same storage. */
+static bool was_beside_a_copy(const VmfDisk *disk, const VmfDiskOp *op)
+{
+    return !disk->copied_ns || atomic_load(disk->copied_ns) > op->submitted_ns - COPY_LINGERS_NS;
+}
+
 /* Lock held. */
 static void watch_end(VmfDisk *disk, const VmfDiskOp *op)
 {
     if (op->submitted_ns == 0 || disk->latency_goal_ns == 0)
         return;
     disk->n_watched++;
-    disk->n_late += (uint64_t)(vmf_now_ns() - op->submitted_ns) > disk->latency_goal_ns;
+    disk->n_late += (uint64_t)(vmf_now_ns() - op->submitted_ns) > disk->latency_goal_ns && was_beside_a_copy(disk, op);
 }
 
 /* Lock held. */

@@ -78,6 +78,7 @@ struct VmfDisk {
     bool incomplete; /* a part of it is elsewhere */
     GError *lost;    /* and will be for ever; NULL: not that anybody knows */
     uint64_t latency_goal_ns;     /* 0: nobody watches */
+    const _Atomic int64_t *copied_ns; /* or NULL */
     uint64_t n_watched, n_late;   /* since it was asked for */
     VmfDiskTee *tee;    /* NULL: none */
     VmfDiskOp *to_tell; /* changes that ended before, and that are to be told of now */

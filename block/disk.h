@@ -3,6 +3,7 @@
 #ifndef BLOCK_DISK_H
 #define BLOCK_DISK_H
 
+#include <stdatomic.h>
 #include <vmferry/block.h>
 
 #include "block/dirty.h"
@@ -19,8 +20,11 @@ void vmf_disk_untrack(VmfDisk *disk, VmfDiskDirty *dirty);
 /*
  * From now on it is counted how many writes, zeros and discards take longer than @goal_ns from their submission to the end at the storage.
  * 0: not any more. Any thread.
+ *
+ * @copied_ns: when a copy was last at the storage; INT64_MAX while it is. What it cannot have delayed is not counted as late. It stays
+ * until the watch ends; NULL: every late one counts.
  */
-void vmf_disk_watch_latency(VmfDisk *disk, uint64_t goal_ns);
+void vmf_disk_watch_latency(VmfDisk *disk, uint64_t goal_ns, const _Atomic int64_t *copied_ns);
 /* How many have ended since the last call, and how many of those were late. Any thread. */
 void vmf_disk_take_latency(VmfDisk *disk, uint64_t *n, uint64_t *n_late);
 

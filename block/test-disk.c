@@ -575,6 +575,42 @@ static void test_no_request_waits_for_another(void **state)
     assert_true(work[0].ended && !work[0].failed && work[1].ended && !work[1].failed);
 }
 
+/* ---- latency ---------------------------------------------------------------------------------------------------- */
+
+static void assert_one_write_is(VmfDisk *disk, bool late)
+{
+    g_autofree uint8_t *data = g_malloc0(4096);
+    uint64_t n, n_late;
+
+    assert_int_equal(run(disk, VMF_DISK_WRITE, 0, data, 4096), 0);
+    assert_int_equal(run(disk, VMF_DISK_READ, 0, data, 4096), 0);
+    vmf_disk_take_latency(disk, &n, &n_late);
+    assert_int_equal(n, 1);
+    assert_int_equal(n_late, late);
+}
+
+/* Storage may be slow by itself. */
+static void test_what_a_copy_cannot_have_delayed_is_not_late(void **state)
+{
+    g_autoptr(VmfDisk) disk = open_disk(*state, (VmfDiskOptions){.create_bytes = DISK_BYTES});
+    _Atomic int64_t copied_ns = INT64_MAX;
+    uint64_t n, n_late;
+
+    assert_true(vmf_disk_acquire(disk, NULL));
+    vmf_disk_watch_latency(disk, 1, &copied_ns);
+    assert_one_write_is(disk, true);
+    copied_ns = 0;
+    assert_one_write_is(disk, false);
+    vmf_disk_watch_latency(disk, 1, NULL);
+    assert_one_write_is(disk, true);
+    vmf_disk_watch_latency(disk, UINT64_C(3600000000000), NULL);
+    assert_one_write_is(disk, false);
+    vmf_disk_watch_latency(disk, 0, NULL);
+    assert_int_equal(run(disk, VMF_DISK_DISCARD, 0, NULL, 4096), 0);
+    vmf_disk_take_latency(disk, &n, &n_late);
+    assert_int_equal(n + n_late, 0);
+}
+
 /* ---- faults ------------------------------------------------------------------------------------------------------ */
 
 static VmfStorage *put_fault(VmfStorage *storage, void *opaque, GError **error)
@@ -690,6 +726,7 @@ int main(void)
         rig_test(test_trackers_miss_no_write),
         rig_test(test_write_is_marked_again_at_its_end),
         rig_test(test_no_request_waits_for_another),
+        rig_test(test_what_a_copy_cannot_have_delayed_is_not_late),
         rig_test(test_errors_are_of_their_request),
         rig_test(test_full_storage),
         rig_test(test_release_that_cannot_flush_keeps_the_disk),

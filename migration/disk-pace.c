@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
+ * How long a write waits depends on how much is read ahead of it: one read of 64 KiB is hardly felt, one of 1 MiB is. So before
+ * there are pauses the reads are small.
+ *
  * It begins slowly, is half as fast as soon as more than one write in a hundred is late, and a little faster after each
  * hundred in which that is not so: what takes long to find is how much the storage bears, and what must not take long
  * is to leave it alone. A window may have a few writes only, of which none is late by chance; so windows are added up
@@ -7,29 +10,35 @@
  *
  * To try what the storage bears makes writes late, and a goal that is missed at each try is missed. So each late write
  * is paid for: a hundred are to be on time before the next try. Over all of a copy one in a hundred is late then, at
- * about the goal, however the tries end. A guest that does not write is not disturbed.
+ * about the goal, however the tries end. Storage that is late by itself is not the copy's doing: only what was late while a read
+ * was under way counts, and the slower the copy is, the less that is. A guest that does not write is not disturbed.
  */
 #include "migration/disk-pace.h"
 
 #include <glib.h>
 
-#define PAUSE_LEAST_NS 1000000u
-#define PAUSE_MOST_NS 200000000u
+#define PAUSE_LEAST_NS 250000u
+#define PAUSE_MOST_NS 16000000u /* a copy that never ends helps nobody */
 #define JUDGED_WRITES 100
 #define LATE_PERCENT 1
 #define DEBT_MOST 5000u  /* or a storage that is slow for a moment is left alone for ever */
 #define DEBT_QUIET 10u   /* so many of them a window without writes pays */
-#define PAUSE_FIRST_NS 8000000u
 
-void vmf_disk_pace_init(VmfDiskPace *pace, bool on, unsigned most)
+void vmf_disk_pace_init(VmfDiskPace *pace, bool on, unsigned most, unsigned most_granules)
 {
-    *pace = (VmfDiskPace){.on = on, .depth = on ? 1 : most, .most = most, .pause_ns = on ? PAUSE_FIRST_NS : 0};
+    *pace = (VmfDiskPace){.on = on,
+                          .depth = on ? 1 : most,
+                          .granules = on ? 1 : most_granules,
+                          .most = most,
+                          .most_granules = most_granules};
 }
 
 static void slow_down(VmfDiskPace *pace)
 {
     if (pace->depth > 1)
         pace->depth /= 2;
+    else if (pace->granules > 1)
+        pace->granules /= 2;
     else if (pace->pause_ns == 0)
         pace->pause_ns = PAUSE_LEAST_NS;
     else if (pace->pause_ns < PAUSE_MOST_NS / 2)
@@ -44,6 +53,8 @@ static void speed_up(VmfDiskPace *pace)
         pace->pause_ns -= pace->pause_ns / 4;
     else if (pace->pause_ns > 0)
         pace->pause_ns = 0;
+    else if (pace->granules < pace->most_granules)
+        pace->granules *= 2;
     else if (pace->depth < pace->most)
         pace->depth++;
 }

@@ -231,10 +231,10 @@ static bool send_piece(VmfDiskSource *source, const VmfReadPiece *piece, VmfReco
 
 static void watch_latency(VmfDiskSource *source, uint64_t goal_ns)
 {
-    vmf_disk_pace_init(&source->pace, goal_ns > 0, BUFFERS);
+    vmf_disk_pace_init(&source->pace, goal_ns > 0, BUFFERS, RUN_GRANULES);
     source->depth = source->pace.depth;
     for (unsigned i = 0; i < source->n_disks; i++)
-        vmf_disk_watch_latency(source->disks[i].disk, goal_ns);
+        vmf_disk_watch_latency(source->disks[i].disk, goal_ns, &source->copied_ns);
 }
 
 /* Between two reads. */
@@ -245,6 +245,8 @@ static void keep_pace(VmfDiskSource *source)
 
     if (!source->pace.on)
         return;
+    if (vmf_read_ahead_under_way(source->ahead) == 0)
+        source->copied_ns = now;
     if (now - source->paced_ns >= VMF_DISK_PACE_WINDOW_NS) {
         for (unsigned i = 0; i < source->n_disks; i++) {
             uint64_t of_disk, late;
@@ -270,11 +272,12 @@ static bool read_next(VmfDiskSource *source)
 {
     while (source->at < source->n_disks) {
         VmfDiskSourceOne *one = &source->disks[source->at];
-        uint64_t granule, n = vmf_disk_dirty_take(one->dirty, one->at, RUN_GRANULES, &granule);
+        uint64_t granule, n = vmf_disk_dirty_take(one->dirty, one->at, source->pace.granules, &granule);
         if (n > 0) {
             uint64_t offset = granule * VMF_GRANULE_BYTES,
                      length = MIN(n * VMF_GRANULE_BYTES, one->proof.size - offset);
             vmf_disk_tee_exclude(one->disk, offset, length);
+            source->copied_ns = INT64_MAX;
             vmf_read_ahead_begin(source->ahead, one->disk, source->at, offset, length);
             one->at = granule + n;
             return true;
@@ -750,7 +753,7 @@ static void disks_cleanup(void *opaque)
 
     end_mirror(source, NULL);
     for (unsigned i = 0; i < source->n_disks; i++)
-        vmf_disk_watch_latency(source->disks[i].disk, 0);
+        vmf_disk_watch_latency(source->disks[i].disk, 0, NULL);
     untrack(source);
 }
 

@@ -41,6 +41,7 @@ typedef struct {
     const char *bitmap; /* the target has a base, and this bitmap of each disk what differs from it; NULL: it has none */
     VmfDiskPace pace; /* of whoever sends passes */
     int64_t paced_ns; /* when it was looked at last */
+    _Atomic int64_t copied_ns; /* when a read of a pass ended last; INT64_MAX while one is under way */
     bool may_mirror;  /* asked for, and not tried yet */
     VmfReadAhead *ahead;
     unsigned at; /* the pass has come to this disk */

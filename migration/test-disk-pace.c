@@ -25,7 +25,7 @@ static void test_without_a_goal(void **state)
 {
     VmfDiskPace pace;
 
-    vmf_disk_pace_init(&pace, false, MOST);
+    vmf_disk_pace_init(&pace, false, MOST, 16);
     vmf_disk_pace_look(&pace, 10, 10);
     assert_int_equal(pace.depth, MOST);
     assert_int_equal(pace.pause_ns, 0);
@@ -36,9 +36,10 @@ static void test_it_finds_what_the_storage_bears(void **state)
     VmfDiskPace pace;
     unsigned late = 0;
 
-    vmf_disk_pace_init(&pace, true, MOST);
+    vmf_disk_pace_init(&pace, true, MOST, 16);
     assert_int_equal(pace.depth, 1);
-    assert_in_range(pace.pause_ns, 1, 20000000);
+    assert_int_equal(pace.granules, 1);
+    assert_int_equal(pace.pause_ns, 0);
     windows(&pace, 5, 20, &late);
     assert_int_equal(late, 1);
     assert_in_range(pace.depth, 2, 5);
@@ -55,13 +56,31 @@ static void test_where_one_is_too_much_it_pauses(void **state)
     VmfDiskPace pace;
     unsigned late = 0;
 
-    vmf_disk_pace_init(&pace, true, MOST);
-    windows(&pace, 0, 100, &late);
+    vmf_disk_pace_init(&pace, true, MOST, 16);
+    windows(&pace, 0, 20, &late);
     assert_int_equal(pace.depth, 1);
-    assert_int_equal(pace.pause_ns, 200000000); /* and no more: a copy that never ends helps nobody */
+    assert_int_equal(pace.granules, 1);
+    assert_int_equal(pace.pause_ns, 16000000); /* and no more: a copy that never ends helps nobody */
     windows(&pace, MOST, 110, &late);
     assert_int_equal(pace.depth, MOST);
+    assert_int_equal(pace.granules, 16);
     assert_int_equal(pace.pause_ns, 0);
+}
+
+/* One read at a time is borne, if it is small: there is no need to pause. */
+static void test_reads_are_small_before_there_are_pauses(void **state)
+{
+    VmfDiskPace pace;
+
+    vmf_disk_pace_init(&pace, true, MOST, 16);
+    for (unsigned i = 0; i < 1000; i++) {
+        bool late = pace.depth > 1 || pace.granules > 2;
+
+        vmf_disk_pace_look(&pace, 100, late ? 5 : 0);
+        assert_int_equal(pace.pause_ns, 0);
+    }
+    assert_int_equal(pace.depth, 1);
+    assert_in_range(pace.granules, 1, 4);
 }
 
 /* On storage that bears what it is asked for. */
@@ -69,7 +88,7 @@ static void be_fast(VmfDiskPace *pace)
 {
     unsigned late = 0;
 
-    vmf_disk_pace_init(pace, true, MOST);
+    vmf_disk_pace_init(pace, true, MOST, 16);
     windows(pace, MOST, 40, &late);
     assert_int_equal(pace->depth, MOST);
 }
@@ -130,6 +149,7 @@ int main(void)
         cmocka_unit_test(test_without_a_goal),
         cmocka_unit_test(test_it_finds_what_the_storage_bears),
         cmocka_unit_test(test_where_one_is_too_much_it_pauses),
+        cmocka_unit_test(test_reads_are_small_before_there_are_pauses),
         cmocka_unit_test(test_one_late_in_a_hundred_is_fine),
         cmocka_unit_test(test_a_late_write_is_paid_for),
         cmocka_unit_test(test_few_writes),
