@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <vmferry/error.h>
 
+#include "stream/io-memory.h"
+
 typedef struct {
     VmfReadPiece piece;
     VmfDiskRequest request;
@@ -19,6 +21,7 @@ struct VmfReadAhead {
     pthread_mutex_t lock;
     pthread_cond_t ended;
     unsigned n_slots, first, n;
+    uint8_t *memory;
     uint64_t pending;
     Slot slots[];
 };
@@ -40,15 +43,13 @@ VmfReadAhead *vmf_read_ahead_new(unsigned n_buffers, GError **error)
 
     pthread_mutex_init(&ahead->lock, NULL);
     pthread_cond_init(&ahead->ended, NULL);
+    ahead->memory = vmf_io_memory_new((size_t)n_buffers * VMF_READ_AHEAD_BYTES);
+    if (!ahead->memory) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disks: buffers of %u bytes: out of memory", VMF_READ_AHEAD_BYTES);
+        return NULL;
+    }
     for (; ahead->n_slots < n_buffers; ahead->n_slots++) {
-        void *data = NULL;
-
-        if (posix_memalign(&data, 4096, VMF_READ_AHEAD_BYTES) != 0) {
-            g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disks: buffers of %u bytes: out of memory",
-                        VMF_READ_AHEAD_BYTES);
-            return NULL;
-        }
-        ahead->slots[ahead->n_slots].piece.data = data;
+        ahead->slots[ahead->n_slots].piece.data = ahead->memory + (size_t)ahead->n_slots * VMF_READ_AHEAD_BYTES;
         ahead->slots[ahead->n_slots].ahead = ahead;
     }
     return g_steal_pointer(&ahead);
@@ -60,8 +61,7 @@ void vmf_read_ahead_free(VmfReadAhead *ahead)
         return;
     while (vmf_read_ahead_next(ahead))
         vmf_read_ahead_give_back(ahead);
-    for (unsigned i = 0; i < ahead->n_slots; i++)
-        free(ahead->slots[i].piece.data);
+    free(ahead->memory);
     pthread_cond_destroy(&ahead->ended);
     pthread_mutex_destroy(&ahead->lock);
     g_free(ahead);

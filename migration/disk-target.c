@@ -27,6 +27,7 @@
 
 #include "block/disk.h"
 #include "block/receive.h"
+#include "stream/io-memory.h"
 
 #define LARGE 8 /* buffers of a whole extent */
 #define SMALL 112 /* and for small ones, which come many at a time: a mirrored guest's */
@@ -70,6 +71,7 @@ struct VmfDiskTarget {
     pthread_mutex_t lock;
     pthread_cond_t ended;
     Write writes[BUFFERS]; /* who has which is under the lock */
+    uint8_t *memory;       /* what their buffers are in */
     GError *error;         /* of the first write that failed; likewise */
 
     _Atomic uint64_t total_bytes, received_bytes, zero_bytes, base_bytes;
@@ -97,8 +99,7 @@ void vmf_disk_target_free(VmfDiskTarget *target)
     g_clear_pointer(&target->ahead, vmf_read_ahead_free);
     for (unsigned i = 0; i < target->n_disks; i++)
         vmf_disk_proof_clear(&target->disks[i].proof);
-    for (unsigned i = 0; i < BUFFERS; i++)
-        free(target->writes[i].buffer);
+    free(target->memory);
     g_free(target->disks);
     g_free(target->indexes);
     g_clear_error(&target->error);
@@ -134,15 +135,15 @@ static bool set_up_disk(VmfDiskTarget *target, uint32_t index, const VmfStaticDi
 
 static bool make_buffers(VmfDiskTarget *target, GError **error)
 {
-    for (unsigned i = 0; i < BUFFERS; i++) {
-        void *buffer = NULL;
+    uint8_t *next = target->memory = vmf_io_memory_new(LARGE * (size_t)VMF_EXTENT_DATA_MAX + SMALL * (size_t)SMALL_BYTES);
 
-        if (posix_memalign(&buffer, 4096, i < LARGE ? VMF_EXTENT_DATA_MAX : SMALL_BYTES) != 0) {
-            g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disks: buffers of %u bytes: out of memory",
-                        VMF_EXTENT_DATA_MAX);
-            return false;
-        }
-        target->writes[i].buffer = buffer;
+    if (!next) {
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disks: buffers of %u bytes: out of memory", VMF_EXTENT_DATA_MAX);
+        return false;
+    }
+    for (unsigned i = 0; i < BUFFERS; i++) {
+        target->writes[i].buffer = next;
+        next += i < LARGE ? VMF_EXTENT_DATA_MAX : SMALL_BYTES;
     }
     return true;
 }

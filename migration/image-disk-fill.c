@@ -17,6 +17,7 @@
 
 #include "ram/image-pages.h"
 #include "stream/clock.h"
+#include "stream/io-memory.h"
 
 #define READ_DEPTH 4u
 #define URGENT_UNITS 4u
@@ -412,7 +413,7 @@ bool vmf_fill_lane_init(VmfFillLane *lane, VmfImageDiskLoad *load, GError **erro
     if (!lane->reader)
         return false;
     lane->jobs = g_new0(VmfFillJob, VMF_FILL_JOBS);
-    lane->memory = aligned_alloc(VMF_PAGE_SIZE, (size_t)VMF_FILL_JOBS * VMF_CHUNK_SIZE);
+    lane->memory = vmf_io_memory_new((size_t)VMF_FILL_JOBS * VMF_CHUNK_SIZE);
     if (!lane->memory) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disks: image: no memory for chunks");
         return false;

@@ -20,6 +20,7 @@
 #include "migration/image-offline.h"
 #include "stream/channel-wait.h"
 #include "stream/clock.h"
+#include "stream/io-memory.h"
 
 #define DEPTH 3u   /* chunks that are read ahead */
 #define BUFFERS 8u /* of a thread: read, or being written */
@@ -272,7 +273,7 @@ static bool equip(Worker *worker)
 {
     Copy *copy = worker->copy;
 
-    worker->memory = aligned_alloc(VMF_CHUNK_SIZE, (BUFFERS + 1) * (size_t)VMF_CHUNK_SIZE);
+    worker->memory = vmf_io_memory_new((BUFFERS + 1) * (size_t)VMF_CHUNK_SIZE);
     if (!worker->memory) {
         g_set_error(&worker->error, VMF_ERROR, VMF_ERROR_MEMORY, "image: no memory for chunks");
         return false;

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <vmferry/error.h>
 
+#include "stream/io-memory.h"
+
 #define BUFFERS 8u
 
 typedef struct Intake Intake;
@@ -113,7 +115,7 @@ static const VmfPageSinkOps ops = {
 
 bool vmf_image_intake_new(const VmfPageSink *lane, VmfPageSink *sink, GError **error)
 {
-    uint8_t *memory = aligned_alloc(VMF_CHUNK_SIZE, BUFFERS * (size_t)VMF_CHUNK_SIZE);
+    uint8_t *memory = vmf_io_memory_new(BUFFERS * (size_t)VMF_CHUNK_SIZE);
 
     if (!memory) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "image: no memory for chunks");

@@ -16,10 +16,10 @@
  *
  * With huge pages the difference drowns in whether the host has such pages at hand.
  *
- * A device reads faster the more of it is asked for at once, and pages that lie apart cost it as much each: its buffers are large, and
- * consist of huge pages where the host has them. 3 GiB from a virtio disk, one thread and two about the same: 2.4 to 3.0 s with four
- * buffers of 256 KiB a thread or eight of 1 MiB, of small pages; 1.3 to 1.6 s with eight of 1 MiB of huge ones, which is what plain
- * reads take. From the page cache pieces are copied by this processor, whose cache they should not leave.
+ * A device reads faster the more of it is asked for at once: its buffers are large (stream/io-memory.h). 3 GiB from a virtio disk, one
+ * thread and two about the same: 2.4 to 3.0 s with four buffers of 256 KiB a thread or eight of 1 MiB, of small pages; 1.3 to 1.6 s with
+ * eight of 1 MiB of huge ones, which is what plain reads take. From the page cache pieces are copied by this processor, whose cache they
+ * should not leave.
  */
 #include "ram/image-load.h"
 
@@ -31,6 +31,7 @@
 
 #include "ram/block.h"
 #include "ram/fresh.h"
+#include "stream/io-memory.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
@@ -38,7 +39,6 @@
 
 #define THREADS_MAX 64u
 #define DEPTH_MAX 8u
-#define HUGE_PAGE_SIZE ((size_t)2 << 20)
 
 typedef struct Worker Worker;
 
@@ -216,22 +216,10 @@ static bool start_read(Worker *worker, unsigned block, uint64_t chunk, const Vmf
     return false;
 }
 
-/* Without them, or where a kernel is too old to be asked, small pages do. */
-static void *new_huge_buffers(size_t size)
-{
-    void *buffers = aligned_alloc(HUGE_PAGE_SIZE, size);
-
-    if (buffers && madvise(buffers, size, MADV_HUGEPAGE) == 0)
-        madvise(buffers, size, MADV_POPULATE_WRITE);
-    return buffers;
-}
-
 static bool have_buffers(Worker *worker, GError **error)
 {
-    size_t size = worker->load->way->depth * piece_size(worker->load);
-
     if (!worker->buffers)
-        worker->buffers = size % HUGE_PAGE_SIZE ? aligned_alloc(VMF_PAGE_SIZE, size) : new_huge_buffers(size);
+        worker->buffers = vmf_io_memory_new(worker->load->way->depth * piece_size(worker->load));
     if (worker->buffers)
         return true;
     g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "image: no memory for reading");

@@ -20,6 +20,7 @@
 #include "ram/image-index.h"
 #include "stream/channel-wait.h"
 #include "stream/clock.h"
+#include "stream/io-memory.h"
 
 #define UNIT_CHUNKS 16u
 #define DEPTH 4u /* chunks a thread reads at once */
@@ -168,7 +169,7 @@ static bool equip(Worker *worker, GError **error)
     worker->reader = vmf_image_reader_new(worker->chain, DEPTH, error);
     if (!worker->reader)
         return false;
-    worker->memory = aligned_alloc(VMF_CHUNK_SIZE, (DEPTH + 1) * (size_t)VMF_CHUNK_SIZE);
+    worker->memory = vmf_io_memory_new((DEPTH + 1) * (size_t)VMF_CHUNK_SIZE);
     if (!worker->memory) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "image: no memory for chunks");
         return false;

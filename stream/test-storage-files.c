@@ -14,6 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "stream/io-memory.h"
+
 static int set_up(void **state)
 {
     *state = directory_new(".");
@@ -455,6 +457,22 @@ static void test_full(void **state)
     }
 }
 
+static void test_memory(void **state)
+{
+    static const size_t sizes[] = {1, 4096, 5000, (2u << 20) - 1, 2u << 20, (3u << 20) + 1};
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(sizes); i++) {
+        uint8_t *memory = vmf_io_memory_new(sizes[i]);
+
+        assert_non_null(memory);
+        assert_int_equal((uintptr_t)memory % (sizes[i] < 2u << 20 ? 4096 : 2u << 20), 0);
+        memset(memory, 0xa5, sizes[i]);
+        free(memory);
+    }
+    assert_null(vmf_io_memory_new(0));
+    assert_null(vmf_io_memory_new(SIZE_MAX));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -472,6 +490,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_unaligned, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_alignment, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_set_size, set_up, tear_down),
+        cmocka_unit_test(test_memory),
         cmocka_unit_test(test_short_transfers),
         cmocka_unit_test(test_attempts),
         cmocka_unit_test_setup_teardown(test_full, set_up, tear_down),
