@@ -37,6 +37,8 @@ struct VmfDiskOp {
     GError *failure; /* of the storage, for when it is told of */
     uint64_t first_number, n_pieces, n_left;
     VmfDiskOp *flight_next, **flight_before, *queue_next;
+    VmfDiskOp *taken_next;
+    uint64_t taken_offset, taken_length; /* the request may be gone by then */
 
     struct iovec whole; /* of the copy */
     unsigned n_iov;
@@ -81,6 +83,8 @@ struct VmfDisk {
     const _Atomic int64_t *copied_ns; /* or NULL */
     uint64_t n_watched, n_late;   /* since it was asked for */
     VmfDiskTee *tee;    /* NULL: none */
+    VmfDiskOp *taken;   /* by who sends for a tee, and not said to be sent; they outlive the tee */
+    unsigned n_excluders; /* that wait for a place */
     VmfDiskOp *to_tell; /* changes that ended before, and that are to be told of now */
     bool waiting; /* the I/O thread sleeps in the storage's queue, and was not woken */
     VmfDiskOp *head, **tail; /* submitted, not taken by the I/O thread */

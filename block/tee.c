@@ -9,7 +9,9 @@
  * A change is in flight from its joining until it has landed and arrived. It is told of on the disk's thread: when it
  * lands, if it has arrived by then, and otherwise from the list of those that may be told (to_tell).
  *
- * Who sends holds a reference, so that a tee can end, and the guest be told, while its data is on its way still.
+ * Who sends holds a reference, so that a tee can end, and the guest be told, while its data is on its way still. The
+ * guest may write there again by then, and who copies the place sends what is newer: that has to wait, tee or no tee,
+ * until what was taken there is sent, or the other end would be left with the older of the two.
  */
 #include "block/tee.h"
 
@@ -26,7 +28,6 @@ struct VmfDiskTee {
     VmfDiskOp *flight;        /* a list, in no order */
     VmfDiskOp *queue, **tail; /* to be taken */
     Range excluded[VMF_TEE_RANGES_MAX];
-    unsigned n_excluders; /* that wait */
     uint64_t n_arrived, n_ended;
 };
 
@@ -69,6 +70,23 @@ static VmfDiskOp *pop(VmfDiskTee *tee)
     return op;
 }
 
+static void join_taken(VmfDisk *disk, VmfDiskOp *op)
+{
+    op->taken_offset = op->request->offset;
+    op->taken_length = op->request->length;
+    op->taken_next = disk->taken;
+    disk->taken = op;
+}
+
+static void leave_taken(VmfDisk *disk, VmfDiskOp *op)
+{
+    VmfDiskOp **at = &disk->taken;
+
+    while (*at != op)
+        at = &(*at)->taken_next;
+    *at = op->taken_next;
+}
+
 static bool overlaps(const VmfDiskOp *op, uint64_t offset, uint64_t length)
 {
     return offset < op->request->offset + op->request->length && op->request->offset < offset + length;
@@ -79,7 +97,7 @@ static void tell_waiters(VmfDisk *disk)
 {
     if (disk->held)
         vmf_disk_move_gate(disk);
-    if (disk->tee && disk->tee->n_excluders > 0)
+    if (disk->n_excluders > 0)
         pthread_cond_broadcast(&disk->changed);
 }
 
@@ -205,8 +223,10 @@ bool vmf_disk_tee_take(VmfDisk *disk, VmfTeeChange *change)
 {
     pthread_mutex_lock(&disk->lock);
     VmfDiskOp *op = disk->tee ? pop(disk->tee) : NULL;
-    if (op)
+    if (op) {
         *change = (VmfTeeChange){op, op->request->offset, op->request->length, op->copy};
+        join_taken(disk, op);
+    }
     pthread_mutex_unlock(&disk->lock);
     return op != NULL;
 }
@@ -223,8 +243,8 @@ void vmf_disk_tee_sent(VmfDisk *disk, VmfDiskOp *op)
 {
     pthread_mutex_lock(&disk->lock);
     op->sent = true;
-    if (op->teed)
-        tell_waiters(disk);
+    leave_taken(disk, op);
+    tell_waiters(disk);
     pthread_mutex_unlock(&disk->lock);
     vmf_disk_op_unref(op);
 }
@@ -260,9 +280,12 @@ bool vmf_disk_tee_arrived(VmfDisk *disk, uint64_t number)
 
 /* ---- keeping away ------------------------------------------------------------------------------------------------ */
 
-static bool is_busy(const VmfDiskTee *tee, uint64_t offset, uint64_t length)
+static bool is_busy(const VmfDisk *disk, uint64_t offset, uint64_t length)
 {
-    for (const VmfDiskOp *op = tee->flight; op; op = op->flight_next)
+    for (const VmfDiskOp *op = disk->taken; op; op = op->taken_next)
+        if (offset < op->taken_offset + op->taken_length && op->taken_offset < offset + length)
+            return true;
+    for (const VmfDiskOp *op = disk->tee ? disk->tee->flight : NULL; op; op = op->flight_next)
         if (overlaps(op, offset, length) && !(op->landed && op->sent))
             return true;
     return false;
@@ -283,12 +306,10 @@ void vmf_disk_tee_exclude(VmfDisk *disk, uint64_t offset, uint64_t length)
     g_assert(range || !disk->tee);
     if (range)
         *range = (Range){offset, length};
-    while (disk->tee && is_busy(disk->tee, offset, length)) {
-        disk->tee->n_excluders++;
+    disk->n_excluders++;
+    while (is_busy(disk, offset, length))
         pthread_cond_wait(&disk->changed, &disk->lock);
-        if (disk->tee)
-            disk->tee->n_excluders--;
-    }
+    disk->n_excluders--;
     pthread_mutex_unlock(&disk->lock);
 }
 

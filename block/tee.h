@@ -42,14 +42,15 @@ void vmf_disk_tee_end(VmfDisk *disk);
 bool vmf_disk_tee_take(VmfDisk *disk, VmfTeeChange *change);
 /* Ahead of its being sent: it consists of so many pieces, numbered from @first on. */
 void vmf_disk_tee_number(VmfDisk *disk, VmfDiskOp *op, uint64_t first, uint64_t n);
-/* Exactly once for each that was taken, sent or not: it is not touched any more. */
+/* Exactly once for each that was taken, sent or not, whether the tee has ended or not: it is not touched any more. */
 void vmf_disk_tee_sent(VmfDisk *disk, VmfDiskOp *op);
 /* The piece of this number is at the other end. False: none of these waits for it. */
 bool vmf_disk_tee_arrived(VmfDisk *disk, uint64_t number);
 
 /*
  * Keeps changes away from a place: when it returns, all that was begun there is on the storage and was sent, and none
- * begins until vmf_disk_tee_include(). Up to VMF_TEE_RANGES_MAX places. Nothing where there is no tee, or it ends.
+ * begins until vmf_disk_tee_include(). Up to VMF_TEE_RANGES_MAX places. Where there is no tee, or it ends, it waits only
+ * until what was taken there is said to be sent, and keeps nothing away.
  */
 void vmf_disk_tee_exclude(VmfDisk *disk, uint64_t offset, uint64_t length);
 void vmf_disk_tee_include(VmfDisk *disk, uint64_t offset, uint64_t length);

@@ -263,6 +263,51 @@ static void test_its_end_lets_go(void **state)
     write_free(held);
 }
 
+typedef struct {
+    Rig *rig;
+    bool sent, early; /* the disk's exclusion of the place came ahead of what was taken there */
+    pthread_mutex_t lock;
+} LateExcluder;
+
+static void *exclude_late(void *opaque)
+{
+    LateExcluder *excluder = opaque;
+
+    vmf_disk_tee_exclude(excluder->rig->disk, 0, 65536);
+    pthread_mutex_lock(&excluder->lock);
+    excluder->early = !excluder->sent;
+    pthread_mutex_unlock(&excluder->lock);
+    return NULL;
+}
+
+/* What was taken may be sent after the end. Who reads that place then would send what is newer ahead of it. */
+static void test_a_place_is_kept_after_its_end(void **state)
+{
+    Rig *rig = *state;
+    LateExcluder excluder = {.rig = rig, .lock = PTHREAD_MUTEX_INITIALIZER};
+    Write *write = submit(rig, 4096, 4096, 1);
+    pthread_t thread;
+    VmfTeeChange change, again;
+
+    wait_until(rig, &rig->n_begun, 1);
+    assert_true(vmf_disk_tee_take(rig->disk, &change));
+    vmf_disk_tee_number(rig->disk, change.op, 0, 1);
+    vmf_disk_tee_end(rig->disk);
+    wait_until(rig, &rig->n_told, 1);
+    write_free(write);
+    vmf_disk_tee_exclude(rig->disk, MIB, 65536); /* another place is free */
+    assert_int_equal(pthread_create(&thread, NULL, exclude_late, &excluder), 0);
+    g_usleep(20000); /* it would be a bug's time, and costs nothing when it is too short */
+    pthread_mutex_lock(&excluder.lock);
+    excluder.sent = true;
+    pthread_mutex_unlock(&excluder.lock);
+    vmf_disk_tee_sent(rig->disk, change.op);
+    pthread_join(thread, NULL);
+    assert_false(excluder.early);
+    assert_false(vmf_disk_tee_take(rig->disk, &again));
+    vmf_disk_tee_exclude(rig->disk, 0, 65536); /* nobody waits any more */
+}
+
 /* A disk that is released waits for nobody. */
 static void test_release_ends_it(void **state)
 {
@@ -286,7 +331,7 @@ int main(void)
     const struct CMUnitTest unit_tests[] = {
         rig_test(test_told_when_it_is_at_both_ends), rig_test(test_one_waits_for_the_other),
         rig_test(test_a_place_is_kept),              rig_test(test_its_end_lets_go),
-        rig_test(test_release_ends_it),
+        rig_test(test_a_place_is_kept_after_its_end), rig_test(test_release_ends_it),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);
