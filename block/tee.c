@@ -115,7 +115,7 @@ bool vmf_tee_holds(const VmfDisk *disk, const VmfDiskOp *op)
 {
     const VmfDiskTee *tee = disk->tee;
 
-    if (!tee)
+    if (!tee || op->request->length == 0)
         return false;
     for (unsigned i = 0; i < VMF_TEE_RANGES_MAX; i++)
         if (tee->excluded[i].length > 0 && overlaps(op, tee->excluded[i].offset, tee->excluded[i].length))
@@ -128,7 +128,7 @@ bool vmf_tee_holds(const VmfDisk *disk, const VmfDiskOp *op)
 
 void vmf_tee_join(VmfDisk *disk, VmfDiskOp *op)
 {
-    op->teed = disk->tee != NULL;
+    op->teed = disk->tee && op->request->length > 0;
     if (op->teed)
         join_flight(disk->tee, op);
 }

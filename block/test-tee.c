@@ -308,6 +308,39 @@ static void test_a_place_is_kept_after_its_end(void **state)
     vmf_disk_tee_exclude(rig->disk, 0, 65536); /* nobody waits any more */
 }
 
+static void submit_nothing(Rig *rig, VmfDiskRequest *request, VmfDiskOperation operation, uint64_t offset)
+{
+    *request = (VmfDiskRequest){.operation = operation, .offset = offset, .done = on_told, .opaque = rig};
+    vmf_disk_submit(rig->disk, request);
+}
+
+/* Nothing is at both ends already, also in the middle of what is not. */
+static void test_nothing_ends_at_once(void **state)
+{
+    Rig *rig = *state;
+    Write *write = submit(rig, 0, 8192, 1), *last;
+    VmfDiskRequest zero, discard;
+    VmfTeeChange change;
+
+    wait_until(rig, &rig->n_begun, 1);
+    submit_nothing(rig, &zero, VMF_DISK_ZERO, 4096);
+    submit_nothing(rig, &discard, VMF_DISK_DISCARD, MIB);
+    last = submit(rig, 2 * MIB, 4096, 2);
+    wait_until(rig, &rig->n_begun, 2); /* the writes alone */
+    wait_until(rig, &rig->n_told, 2);
+    send_next(rig, 0);
+    assert_true(vmf_disk_tee_take(rig->disk, &change));
+    assert_true(change.offset == 2 * MIB && change.length == 4096);
+    vmf_disk_tee_number(rig->disk, change.op, 1, 1);
+    vmf_disk_tee_sent(rig->disk, change.op);
+    assert_true(vmf_disk_tee_arrived(rig->disk, 0) && vmf_disk_tee_arrived(rig->disk, 1));
+    wait_until(rig, &rig->n_told, 4);
+    assert_int_equal(rig->n_failed, 0);
+    vmf_disk_drain(rig->disk);
+    write_free(write);
+    write_free(last);
+}
+
 /* A disk that is released waits for nobody. */
 static void test_release_ends_it(void **state)
 {
@@ -331,7 +364,8 @@ int main(void)
     const struct CMUnitTest unit_tests[] = {
         rig_test(test_told_when_it_is_at_both_ends), rig_test(test_one_waits_for_the_other),
         rig_test(test_a_place_is_kept),              rig_test(test_its_end_lets_go),
-        rig_test(test_a_place_is_kept_after_its_end), rig_test(test_release_ends_it),
+        rig_test(test_a_place_is_kept_after_its_end), rig_test(test_nothing_ends_at_once),
+        rig_test(test_release_ends_it),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);
