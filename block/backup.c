@@ -18,15 +18,12 @@
 
 #include "block/backup-private.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 #include <vmferry/error.h>
 
-#include "block/lock.h"
+#include "block/claim.h"
 #include "stream/storage-uri.h"
 
 static bool refuse(const VmfDisk *disk, VmfErrorCode code, const char *what, const char *why, GError **error)
@@ -111,32 +108,32 @@ void vmf_backup_fail(VmfBackup *backup, GError *error)
 
 /* ---- the target -------------------------------------------------------------------------------------------------- */
 
-/* A file that is there already: not the disk itself, and, where it is written in place, not one that is in use. */
-static bool check_target_file(VmfBackup *backup, const char *path, const char *uri, bool in_place, GError **error)
+static VmfClaimKind claim_of(const VmfBackupOptions *options)
+{
+    if (options->bitmap && !options->full)
+        return VMF_CLAIM_CHANGE;
+    return options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE;
+}
+
+/* What is there already: not the disk itself, and nothing that is in use. */
+static bool check_target_file(VmfBackup *backup, const char *path, const VmfBackupOptions *options, GError **error)
 {
     struct stat target, own;
 
-    if (stat(path, &target) < 0)
+    if (backup->disk->path && stat(path, &target) == 0 && stat(backup->disk->path, &own) == 0 &&
+        target.st_dev == own.st_dev && target.st_ino == own.st_ino)
+        return refuse(backup->disk, VMF_ERROR_USAGE, options->target, "it is the disk itself", error);
+    if (vmf_claim_take(path, claim_of(options), options->target, &backup->target_lock, error))
         return true;
-    if (backup->disk->path && stat(backup->disk->path, &own) == 0 && target.st_dev == own.st_dev &&
-        target.st_ino == own.st_ino)
-        return refuse(backup->disk, VMF_ERROR_USAGE, uri, "it is the disk itself", error);
-    if (!in_place && !S_ISBLK(target.st_mode))
-        return true;
-    backup->target_lock = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (backup->target_lock < 0)
-        return refuse(backup->disk, VMF_ERROR_IO, uri, g_strerror(errno), error);
-    return vmf_disk_lock_take(backup->target_lock, true, uri, error);
+    g_prefix_error(error, "disk %s: backup: ", backup->disk->name);
+    return false;
 }
 
 static bool check_target(VmfBackup *backup, const VmfBackupOptions *options, GError **error)
 {
     g_autoptr(VmfStorageUri) uri = vmf_storage_uri_parse(options->target, error);
-    bool in_place = options->bitmap && !options->full;
 
-    if (!uri)
-        return false;
-    return uri->kind != VMF_STORAGE_URI_FILE || check_target_file(backup, uri->path, options->target, in_place, error);
+    return uri && (uri->kind != VMF_STORAGE_URI_FILE || check_target_file(backup, uri->path, options, error));
 }
 
 static VmfStorage *open_storage(const VmfBackupOptions *options, bool buffered, GError **error)
@@ -220,11 +217,7 @@ static void close_target(VmfBackup *backup)
 {
     g_clear_pointer(&backup->queue, vmf_storage_queue_free);
     g_clear_pointer(&backup->target, vmf_storage_free);
-    if (backup->target_lock >= 0) {
-        vmf_disk_lock_drop(backup->target_lock);
-        close(backup->target_lock);
-    }
-    backup->target_lock = -1;
+    vmf_claim_drop(&backup->target_lock);
 }
 
 static void clear(VmfBackup *backup)
@@ -260,6 +253,15 @@ static bool refuse_gate(VmfDisk *disk, GError **error)
     vmf_disk_is_whole(disk, &whole, NULL);
     return refuse(disk, VMF_ERROR_STATE, "start",
                   whole ? "there is one already, or the disk is released" : "a part of it is still being restored", error);
+}
+
+/* Ahead of the target, which may be what restores the disk; whoever comes in between is seen by take_moment(). */
+static bool check_gate(VmfDisk *disk, GError **error)
+{
+    pthread_mutex_lock(&disk->lock);
+    bool is_free = !disk->gate && disk->acquired;
+    pthread_mutex_unlock(&disk->lock);
+    return is_free || refuse_gate(disk, error);
 }
 
 static bool take_moment(VmfBackup *backup, GError **error)
@@ -370,7 +372,7 @@ VmfBackup *vmf_backup_begin(VmfDisk *disk, const VmfBackupOptions *options, GErr
     if (own.bitmap && !vmf_bitmaps_check_source(disk->bitmaps, own.bitmap, error))
         return NULL;
     backup = new_backup(disk, &own);
-    if (check_target(backup, &own, error) && open_target(backup, &own, error) && allocate(backup, error))
+    if (check_gate(disk, error) && check_target(backup, &own, error) && open_target(backup, &own, error) && allocate(backup, error))
         return start(backup, error);
     clear(backup);
     return NULL;

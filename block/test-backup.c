@@ -463,6 +463,42 @@ static void test_targets_that_cannot_be(void **state)
     assert_true(vmf_disk_clear_bitmap(rig->disk, "b", NULL)); /* nobody has it */
 }
 
+/* A file that is there under the target's name is replaced, but only where it is nobody's disk, and it stays nobody's. */
+static void test_full_onto_a_disk_in_use(void **state)
+{
+    Rig *rig = *state;
+    g_autofree char *path = g_build_filename(rig->directory, "backup", NULL), *uri = uri_at(rig->directory, "backup");
+    VmfDiskOptions writer = {.size = sizeof(writer), .uri = uri}, reader = {.size = sizeof(reader), .uri = uri, .read_only = true};
+    GError *error = NULL;
+    struct stat before, after;
+
+    assert_true(g_file_set_contents(path, "x", 1, NULL));
+    assert_int_equal(truncate(path, DISK_BYTES), 0);
+    assert_int_equal(stat(path, &before), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        g_autoptr(VmfDisk) user = vmf_disk_open("user", i ? &reader : &writer, NULL);
+        assert_true(vmf_disk_acquire(user, NULL));
+        assert_null(try_begin(rig, (VmfBackupOptions){.bitmap = NULL}, &error));
+        assert_error(error, VMF_ERROR_LOCKED);
+        assert_null(try_begin(rig, (VmfBackupOptions){.force = true}, &error));
+        assert_error(error, VMF_ERROR_LOCKED);
+        assert_false(exists(rig, "backup.partial"));
+        assert_int_equal(stat(path, &after), 0);
+        assert_true(before.st_ino == after.st_ino && after.st_size == (off_t)DISK_BYTES);
+    }
+    start_writers(rig);
+    let_write(rig, 50);
+    stop_writers(rig);
+    VmfBackup *backup = begin(rig, (VmfBackupOptions){.bytes_per_second = 1});
+    g_autoptr(VmfDisk) user = vmf_disk_open("user", &writer, NULL);
+    assert_false(vmf_disk_acquire(user, &error));
+    assert_error(error, VMF_ERROR_LOCKED);
+    vmf_backup_free(backup);
+    assert_true(vmf_disk_acquire(user, NULL) && vmf_disk_release(user, NULL));
+    assert_done(begin(rig, (VmfBackupOptions){.bitmap = NULL}));
+    check_backup(rig);
+}
+
 /* ---- killed in between ------------------------------------------------------------------------------------------- */
 
 static void clean(VmfDisk *disk)
@@ -559,6 +595,7 @@ int main(void)
         rig_test(test_released_disk_ends_its_backup),
         rig_test(test_unreadable_disk_fails_the_backup_alone),
         rig_test(test_targets_that_cannot_be),
+        rig_test(test_full_onto_a_disk_in_use),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);

@@ -209,6 +209,7 @@ json_t *vmf_qmp_drive_backup(VmfControl *control, VmfControlClient *client, cons
         .full = strcmp(sync, "full") == 0,
         .buffered = json_is_true(json_object_get(arguments, "x-vmferry-buffered")),
         .bytes_per_second = (uint64_t)MAX(speed, 0),
+        .force = json_is_true(json_object_get(arguments, "x-vmferry-force")),
     };
 
     if (!disk || !check_sync(sync, options.bitmap, error))

@@ -75,6 +75,7 @@ static const VmfQmpArgument drive_backup_arguments[] = {
     {"bitmap", VMF_QMP_STRING, false},
     {"speed", VMF_QMP_INT, false},
     {"x-vmferry-buffered", VMF_QMP_BOOL, false},
+    {"x-vmferry-force", VMF_QMP_BOOL, false},
     {"x-vmferry-insecure", VMF_QMP_BOOL, false},
     {NULL}
 };
@@ -96,6 +97,7 @@ static const VmfQmpArgument migrate_arguments[] = {
     {"x-vmferry-ram-only", VMF_QMP_BOOL, false},
     {"x-vmferry-buffered", VMF_QMP_BOOL, false},
     {"x-vmferry-io", VMF_QMP_STRING, false},
+    {"x-vmferry-force", VMF_QMP_BOOL, false},
     {NULL}
 };
 /* clang-format on */

@@ -54,7 +54,7 @@ static const char *string(const json_t *arguments, const char *name)
 static bool check_stream_arguments(const json_t *arguments, GError **error)
 {
     static const char *const names[] = {"x-vmferry-stop-first", "x-vmferry-point-in-time", "x-vmferry-parent", "x-vmferry-ram-only",
-                                        "x-vmferry-buffered", "x-vmferry-io"};
+                                        "x-vmferry-buffered", "x-vmferry-io", "x-vmferry-force"};
 
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++)
         if (json_object_get(arguments, names[i])) {
@@ -92,6 +92,7 @@ static bool save(VmfControl *control, const json_t *arguments, const VmfMigrateR
         .resume = request->then == VMF_THEN_CONT,
         .ram_only = is_true(arguments, "x-vmferry-ram-only"),
         .point_in_time = is_point_in_time(control, arguments),
+        .force = is_true(arguments, "x-vmferry-force"),
     };
 
     if (!g_str_has_prefix(request->uri, "file:") && !g_str_has_prefix(request->uri, "nbd:") &&

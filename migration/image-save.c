@@ -26,6 +26,7 @@
 #include <vmferry/error.h>
 #include <vmferry/save.h>
 
+#include "block/claim.h"
 #include "migration/image-disk-save.h"
 #include "migration/image-disks.h"
 #include "migration/image-lane.h"
@@ -37,6 +38,7 @@
 #include "ram/image-writer.h"
 #include "stream/channel-bytes.h"
 #include "stream/clock.h"
+#include "stream/storage-uri.h"
 
 /* What vmf_session_new_save() was told. */
 typedef struct {
@@ -47,6 +49,7 @@ typedef struct {
 
 typedef struct {
     const Config *config;
+    int claim; /* of what stands where it goes; -1: nothing does, or an export */
     VmfStorage *storage;
     VmfImageWriter *writer;
     VmfImageLayout layout;
@@ -175,6 +178,15 @@ static bool open_parent(VmfSource *source, Place *place, GError **error)
            vmf_image_parent_of_layer(place->chain, options->uri, source->static_data, &place->parent, error);
 }
 
+static bool claim(Place *place, GError **error)
+{
+    const VmfSaveOptions *options = &place->config->options;
+    g_autoptr(VmfStorageUri) uri = vmf_storage_uri_parse(options->uri, error);
+
+    return uri && (uri->kind != VMF_STORAGE_URI_FILE ||
+                   vmf_claim_take(uri->path, options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE, options->uri, &place->claim, error));
+}
+
 static bool open_storage(VmfSource *source, Place *place, GError **error)
 {
     const Config *config = place->config;
@@ -231,7 +243,7 @@ static bool image_open(VmfSource *source, GError **error)
     source->main.channel = vmf_channel_into_bytes(place->records, "image");
     source->main.writer = vmf_record_writer_new(source->main.channel, source->format);
     return check_disks(source, place, error) && open_parent(source, place, error) && write_header(source, place, error) &&
-           open_storage(source, place, error) && make_writer(source, place, error);
+           claim(place, error) && open_storage(source, place, error) && make_writer(source, place, error);
 }
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
@@ -459,6 +471,7 @@ static void image_close(VmfSource *source)
     g_clear_pointer(&place->layer, vmf_image_layer_free);
     g_clear_pointer(&place->writer, vmf_image_writer_free);
     g_clear_pointer(&place->storage, vmf_storage_free);
+    vmf_claim_drop(&place->claim);
     g_clear_pointer(&place->chain, vmf_image_chain_free);
     vmf_image_parent_clear(&place->parent);
 }
@@ -587,7 +600,7 @@ static const VmfDestination instant_image = {
 
 static bool run(VmfSession *session, GError **error)
 {
-    Place place = {.config = session->own, .records = g_byte_array_new()};
+    Place place = {.config = session->own, .records = g_byte_array_new(), .claim = -1};
     bool done = vmf_source_run_to(session, place.config->options.point_in_time ? &instant_image : &image, &place, error);
 
     g_byte_array_unref(place.records);

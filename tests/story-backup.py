@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Dirty bitmaps and backups of a guest that writes all the while: what base and increments hold is the disk, whatever was killed."""
+import contextlib
 import json
 import os
 import random
@@ -256,6 +257,78 @@ def a_bitmap_of_qemus_server(stage):
     assert bitmaps(other)['ours']['dirty_bytes'] == 0, bitmaps(other)
 
 
+def refused_of(result, *words):
+    assert result.code == 1 and all(word in result.stderr for word in words), result
+
+
+def what_a_machine_uses(stage):
+    """Another's disk, and a second one of the same machine: neither is replaced, by a backup or by an image."""
+    places = [os.path.join(stage.directory, name) for name in ('second', 'theirs')]
+    host = stage.host()
+    machine = host.run('vm', *GUEST, *disk_of(stage), '--disk', f'second={places[0]},size=16M')
+    stage.host('host-b').run('other', '--disk', f'root={places[1]},size=16M')
+    for place in places:
+        before = os.stat(place)
+        for arguments in (('backup', 'vm', 'root', place), ('backup', 'vm', 'root', place, '--force'), ('save', 'vm', place, '--ram-only'),
+                          ('save', 'vm', place, '--ram-only', '--force')):
+            refused_of(host.vmferry(*arguments), place, 'another uses it')
+            after = os.stat(place)
+            assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size), after
+            assert not os.path.exists(f'{place}.partial')
+    writes(machine)
+
+
+@contextlib.contextmanager
+def device_of(path):
+    if os.geteuid() != 0 or not shutil.which('losetup'):
+        raise story.Skip('only root may have loop devices, with losetup')
+    made = subprocess.run(['losetup', '--find', '--show', path], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise story.Skip(f'losetup: {made.stderr.strip()}')
+    device = made.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(['losetup', '--detach', device], check=True)  # at the latest once nobody has it
+
+
+def what_a_device_holds(stage):
+    """One with a swap area is not overwritten unless that is said, and one that is in use not in any case."""
+    if not shutil.which('mkswap'):
+        raise story.Skip('mkswap is not installed')
+    if 'libblkid' not in subprocess.run(['ldd', stage.vmferry], capture_output=True, text=True, check=True).stdout:
+        raise story.Skip('built without libblkid')
+    swap = os.path.join(stage.directory, 'swap')
+    with open(swap, 'wb') as file:
+        file.truncate(64 * MIB)
+    machine = stage.host().run('vm', *GUEST, *disk_of(stage))
+    writes(machine)
+    done(machine.host, 'bitmap', 'vm', 'root', 'add', 'daily')
+    with device_of(swap) as device:
+        for way in (('backup', 'vm', 'root', device), ('save', 'vm', device, '--ram-only')):
+            subprocess.run(['mkswap', '-q', device], check=True, stderr=subprocess.DEVNULL)
+            with open(device, 'rb') as file:
+                head = file.read(4096)
+            exclusive = os.open(device, os.O_RDWR | os.O_EXCL)
+            try:
+                refused_of(machine.host.vmferry(*way, '--force'), device, 'busy')
+            finally:
+                os.close(exclusive)
+            refused_of(machine.host.vmferry(*way), device, 'it holds something of type swap', '--force')
+            with open(device, 'rb') as file:
+                assert file.read(4096) == head, 'it was written all the same'
+            done(machine.host, *way, '--force')
+        done(machine.host, 'backup', 'vm', 'root', device, '--bitmap', 'daily', '--full', '--force')
+        exclusive = os.open(device, os.O_RDWR | os.O_EXCL)
+        try:
+            refused_of(machine.host.vmferry('backup', 'vm', 'root', device, '--bitmap', 'daily'), device, 'busy')
+        finally:
+            os.close(exclusive)
+        done(machine.host, 'backup', 'vm', 'root', device, '--bitmap', 'daily')
+    writes(machine)
+
+
 if __name__ == '__main__':
     story.run(a_chain_of_backups, machine_that_is_killed, backup_that_is_cancelled, qmps_words, shared_disk_takes_its_bitmaps_along,
-              bitmaps_move_with_a_copied_disk, an_nbd_export, a_bitmap_of_qemus_server)
+              bitmaps_move_with_a_copied_disk, an_nbd_export, a_bitmap_of_qemus_server,
+              what_a_machine_uses, what_a_device_holds)

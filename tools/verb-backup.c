@@ -23,7 +23,7 @@ static const char description[] = "Copies a disk of machine NAME as it is at one
 
 typedef struct {
     char *bitmap, *max_bandwidth;
-    gboolean full, buffered, insecure, detach;
+    gboolean full, force, buffered, insecure, detach;
     int progress_fd;
 } Options;
 
@@ -76,9 +76,10 @@ static json_t *arguments_of(const Backup *backup, GError **error)
     }
     if (o->max_bandwidth && !vmf_parse_size(o->max_bandwidth, &speed, error))
         return NULL;
-    json_t *arguments = json_pack("{s:s,s:s,s:s,s:I,s:b,s:b}", "device", disk_of(backup), "target", backup->target,
+    json_t *arguments = json_pack("{s:s,s:s,s:s,s:I,s:b,s:b,s:b}", "device", disk_of(backup), "target", backup->target,
                                   "sync", o->bitmap && !o->full ? "incremental" : "full", "speed", (json_int_t)speed,
-                                  "x-vmferry-buffered", o->buffered, "x-vmferry-insecure", o->insecure);
+                                  "x-vmferry-buffered", o->buffered, "x-vmferry-insecure", o->insecure,
+                                  "x-vmferry-force", o->force);
     if (o->bitmap)
         json_object_set_new(arguments, "bitmap", json_string(o->bitmap));
     return arguments;
@@ -244,6 +245,7 @@ static bool parse(Backup *backup, int argc, char **argv, int *exit_code)
         {"bitmap", 0, 0, G_OPTION_ARG_STRING, &o->bitmap,
          "Copy what this bitmap has, onto the base in TARGET; it begins anew", "BITMAP"},
         {"full", 0, 0, G_OPTION_ARG_NONE, &o->full, "With --bitmap: copy all, as the base of what comes", NULL},
+        {"force", 0, 0, G_OPTION_ARG_NONE, &o->force, "Overwrite a device whatever it holds", NULL},
         {"max-bandwidth", 0, 0, G_OPTION_ARG_STRING, &o->max_bandwidth, "Read and write so much a second (no limit)",
          "SIZE"},
         {"buffered", 0, 0, G_OPTION_ARG_NONE, &o->buffered, "Write through the page cache", NULL},

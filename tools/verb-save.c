@@ -16,7 +16,7 @@ static const char description[] =
 
 typedef struct {
     char *then, *parent, *disks, *channels, *max_bandwidth, *downtime_limit, *timeout, *audit, *io;
-    gboolean stop, point_in_time, buffered, ram_only, verify_disks, insecure, detach, pause;
+    gboolean stop, point_in_time, buffered, ram_only, verify_disks, force, insecure, detach, pause;
     int progress_fd;
 } Options;
 
@@ -71,6 +71,7 @@ static bool parse_options(Save *save, int argc, char **argv, int *exit_code)
         {"audit", 0, 0, G_OPTION_ARG_STRING, &o->audit,
          "Compare all memory with what was written: after (where the guest stays stopped), before it goes on, off (after)", "WHEN"},
         {"pause-before-switchover", 0, 0, G_OPTION_ARG_NONE, &o->pause, "Wait ahead of the stop until cont", NULL},
+        {"force", 0, 0, G_OPTION_ARG_NONE, &o->force, "Overwrite a device whatever it holds", NULL},
         {"buffered", 0, 0, G_OPTION_ARG_NONE, &o->buffered, "Write through the page cache", NULL},
         {"io", 0, 0, G_OPTION_ARG_STRING, &o->io, "io_uring, libaio or threads (what works best here)", "BACKEND"},
         {"insecure", 0, 0, G_OPTION_ARG_NONE, &o->insecure, "Allow plaintext NBD off the loopback", NULL},
@@ -132,11 +133,11 @@ static json_t *save_arguments(Save *save, GError **error)
 
     if (!parameters)
         return NULL;
-    json_t *arguments = json_pack("{s:s,s:b,s:s,s:b,s:b,s:b,s:b,s:b,s:o}", "uri", save->uri, "x-vmferry-image", true,
+    json_t *arguments = json_pack("{s:s,s:b,s:s,s:b,s:b,s:b,s:b,s:b,s:b,s:o}", "uri", save->uri, "x-vmferry-image", true,
                                   "x-vmferry-then", then_of(o), "x-vmferry-stop-first", o->stop,
                                   "x-vmferry-point-in-time", o->point_in_time, "x-vmferry-ram-only",
                                   o->ram_only, "x-vmferry-buffered", o->buffered, "x-vmferry-insecure", o->insecure,
-                                  "x-vmferry-parameters", parameters);
+                                  "x-vmferry-force", o->force, "x-vmferry-parameters", parameters);
     if (save->parent)
         json_object_set_new(arguments, "x-vmferry-parent", json_string(save->parent));
     if (o->io)

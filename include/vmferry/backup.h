@@ -36,12 +36,15 @@ typedef struct {
     void (*ended)(VmfBackup *backup,
                   void *opaque); /* on the backup's thread, its last deed; not if it did not begin. May be NULL */
     void *opaque;
+    bool force; /* a device is overwritten whatever it holds; otherwise not one with a filesystem or a partition table, where all
+                   of the disk is copied. A device that is in use is not overwritten in any case */
 } VmfBackupOptions;
 
 /*
  * Begins; the moment is when it returns. Changes that are under way then are waited for, those that come meanwhile
  * wait. One at a time for a disk. VMF_ERROR_STATE: there is one, or the disk is released; VMF_ERROR_USAGE,
- * VMF_ERROR_BITMAP: of the bitmap (vmferry/bitmap.h); VMF_ERROR_URI, VMF_ERROR_CONNECT, VMF_ERROR_IO,
+ * VMF_ERROR_BITMAP: of the bitmap (vmferry/bitmap.h); VMF_ERROR_LOCKED: another uses the file or device at @target, which is locked as a
+ * disk's until the end; VMF_ERROR_DISK_PLACE: @force; VMF_ERROR_URI, VMF_ERROR_CONNECT, VMF_ERROR_IO,
  * VMF_ERROR_NO_SPACE: of the target.
  *
  * A disk that is released ends its backup, which fails with VMF_ERROR_CANCELLED. The disk outlives the backup.

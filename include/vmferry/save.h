@@ -37,6 +37,8 @@ typedef struct {
      */
     bool point_in_time;
     bool kernel_writes; /* for it: the kernel writes guest memory, as KVM does: refuse where a host cannot let that wait */
+    bool force;         /* a device is overwritten whatever it holds; otherwise not one with a filesystem or a partition table
+                           (VMF_ERROR_DISK_PLACE). What is in use is not overwritten in any case (VMF_ERROR_LOCKED, VMF_ERROR_IO) */
 } VmfSaveOptions;
 
 /*
