@@ -163,12 +163,25 @@ static bool may_migrate(VmfControl *control, GError **error)
     return !why;
 }
 
+/* It would not go on at the target either, and nothing there would say why. Into an image it may go, for who looks into it. */
+static bool goes_on(VmfControl *control, GError **error)
+{
+    VmfMachineInfo info;
+
+    vmf_machine_get_info(control->config.machine, &info);
+    if (*info.failure)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_STATE, "machine %s: migrate: the guest cannot go on: %s", control->config.name,
+                    info.failure);
+    return !*info.failure;
+}
+
 bool vmf_control_migrate(VmfControl *control, const VmfMigrateRequest *request, GError **error)
 {
     VmfParameters parameters = *request->parameters;
     VmfConnector *connector;
 
-    if (!may_migrate(control, error) || !vmf_bitmap_map_apply(control->config.machine, request->bitmaps, false, error))
+    if (!may_migrate(control, error) || !goes_on(control, error) ||
+        !vmf_bitmap_map_apply(control->config.machine, request->bitmaps, false, error))
         return false;
     connector = vmf_connector_new(request->uri, request->flags, error);
     if (!connector)

@@ -201,6 +201,14 @@ static bool is_switching_over(VmfControl *control)
     return statistics.status == VMF_STATUS_DEVICE || statistics.status == VMF_STATUS_COMPLETED;
 }
 
+static bool has_failed(VmfControl *control)
+{
+    VmfMachineInfo info;
+
+    vmf_machine_get_info(control->config.machine, &info);
+    return *info.failure;
+}
+
 const char *vmf_control_run_state(VmfControl *control)
 {
     if (vmf_control_is_held(control))
@@ -211,6 +219,8 @@ const char *vmf_control_run_state(VmfControl *control)
         return "postmigrate";
     if (vmf_machine_is_running(control->config.machine))
         return "running";
+    if (has_failed(control))
+        return "internal-error";
     return is_switching_over(control) ? "finish-migrate" : "paused";
 }
 

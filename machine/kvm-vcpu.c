@@ -109,7 +109,8 @@ static void fail(VmfKvmVcpu *vcpu, const char *what, unsigned long detail)
     pthread_mutex_lock(&m->lock);
     m->beat.errors++;
     if (!m->failure)
-        m->failure = g_strdup_printf("vCPU %u: %s (%#lx)", vcpu->index, what, detail);
+        m->failure = detail ? g_strdup_printf("vCPU %u: %s (%lu)", vcpu->index, what, detail)
+                            : g_strdup_printf("vCPU %u: %s", vcpu->index, what);
     m->want_run = false;
     pthread_cond_broadcast(&m->changed);
     vmf_kvm_kick(m);

@@ -333,6 +333,7 @@ void vmf_machine_get_info(VmfMachine *m, VmfMachineInfo *info)
     info->dirty_log = m->dirty_log_name;
     info->vcpus = m->n_vcpus;
     info->running = m->want_run;
+    g_strlcpy(info->failure, m->failure ? m->failure : "", sizeof(info->failure));
     info->instructions = m->instructions;
     info->beats = m->beat.beats;
     info->guest_errors = m->beat.errors;

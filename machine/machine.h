@@ -63,6 +63,7 @@ typedef struct {
     const char *backend;     /* "rv32" or "kvm" */
     const char *backend_why; /* where "auto" has not taken kvm: why. NULL otherwise; the machine's */
     bool running;
+    char failure[160]; /* the guest cannot go on: why. "" otherwise */
     uint64_t memory_bytes; /* all RAM blocks */
     const char *dirty_log; /* "rv32", "kvm-bitmap", … */
     unsigned vcpus;

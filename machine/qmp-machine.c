@@ -63,7 +63,7 @@ json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, con
     VmfMachineInfo info;
 
     vmf_machine_get_info(control->config.machine, &info);
-    return json_pack("{s:s,s:s,s:o,s:i,s:s?,s:s,s:i,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:s?,s:I,s:s?,s:s?,s:b,s:o}", "name",
+    return json_pack("{s:s,s:s,s:o,s:i,s:s?,s:s,s:i,s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i,s:s?,s:I,s:s?,s:s?,s:b,s:s*,s:o}", "name",
                      control->config.name, "host_name", control->config.host_name, "uuid", uuid_text(control), "pid",
                      (int)getpid(), "incoming_uri", open_uri(control), "backend", info.backend, "vcpus",
                      (int)info.vcpus, "dirty_log", info.dirty_log, "running", (int)info.running, "memory_bytes",
@@ -73,7 +73,8 @@ json_t *vmf_qmp_query_machine(VmfControl *control, VmfControlClient *client, con
                      "pages_written", (json_int_t)info.pages_written, "console_lines", (json_int_t)info.console_lines,
                      "throttle_percent", (int)info.throttle_percent, "lost_write_block", info.lost_write_block,
                      "lost_write_page", (json_int_t)info.lost_write_page, "state_dir", control->config.state_dir, "lock",
-                     info.lock_path, "lock_held", (int)info.lock_held, "disks", disks_of(&info));
+                     info.lock_path, "lock_held", (int)info.lock_held, "failure",
+                     *info.failure ? info.failure : NULL, "disks", disks_of(&info));
 }
 
 json_t *vmf_qmp_stop(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)

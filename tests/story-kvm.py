@@ -162,5 +162,33 @@ def backends_that_differ_are_named(stage):
         assert target.host.vmferry('quit', 'vm').code == 0
 
 
+def wipe(machine):
+    """All of the guest's first MiB becomes zeros: its tables, handlers and page tables."""
+    pid = machine.status()['pid']
+    with open(f'/proc/{pid}/maps', encoding='ascii') as maps:
+        ranges = [[int(at, 16) for at in line.split()[0].split('-')] for line in maps if line.split()[1].startswith('rw')]
+    begin = next(begin for begin, end in ranges if end - begin == 32 << 20)
+    with open(f'/proc/{pid}/mem', 'r+b', buffering=0) as memory:
+        memory.seek(begin)
+        memory.write(bytes(1 << 20))
+
+
+def a_guest_that_cannot_go_on(stage):
+    """It is no paused guest: that is said, and it is not moved to where nothing would say so."""
+    machine = stage.host('host-a').run('vm', '--backend', 'kvm', *GUEST)
+    let_live(machine)
+    try:
+        wipe(machine)
+    except PermissionError as error:
+        raise story.Skip(f'memory of another process: {error.strerror}') from error
+    status = story.wait_until(lambda: machine.status() if machine.status()['status'] == 'internal-error' else None, 'its end')
+    assert status['failure'].startswith('vCPU 0: '), status
+    assert f"it cannot go on: {status['failure']}" in machine.host.vmferry('status', 'vm').stdout
+    target = stage.host('host-b').run('vm', '--backend', 'kvm', *GUEST, '--incoming', 'tcp:127.0.0.1:0')
+    for refused in (machine.host.vmferry('migrate', 'vm', target.uri), machine.host.vmferry('cont', 'vm')):
+        assert refused.code == 1 and status['failure'] in refused.stderr, refused
+    assert machine.host.vmferry('save', 'vm', os.path.join(stage.directory, 'image')).code == 0
+
+
 story.run(a_chain_of_hosts, memory_of_huge_pages, huge_pages_that_are_not_there, auto_takes_kvm, auto_says_why_not,
-          without_kvm_it_is_the_interpreter, backends_that_differ_are_named)
+          without_kvm_it_is_the_interpreter, backends_that_differ_are_named, a_guest_that_cannot_go_on)

@@ -140,6 +140,8 @@ static void print_text(const json_t *status)
            number(status, "memory_bytes") >> 20, (int)number(status, "pid"));
     printf("  guest: %" G_GUINT64_FORMAT " beats, %" G_GUINT64_FORMAT " errors, longest gap %s\n",
            number(status, "beats"), number(status, "guest_errors"), gap);
+    if (json_object_get(status, "failure"))
+        printf("  it cannot go on: %s\n", string(status, "failure"));
     if (*incoming)
         printf("  incoming: %s\n", incoming);
     if (*lock)
