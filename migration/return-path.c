@@ -370,14 +370,15 @@ static bool is_woken(const VmfReturnPath *path, unsigned ignore, VmfWakeReason *
 {
     const VmfSession *session = path->session;
 
-    if (!g_queue_is_empty((GQueue *)&path->messages))
+    /* Ahead of what has come: an answer that is READY would be taken for more than the owner's word. */
+    if (atomic_load(&session->cancelled) && !(ignore & (1u << VMF_WAKE_CANCEL)))
+        *reason = VMF_WAKE_CANCEL;
+    else if (!g_queue_is_empty((GQueue *)&path->messages))
         *reason = VMF_WAKE_MESSAGE;
     else if (path->failure && !(ignore & (1u << VMF_WAKE_CUT)))
         *reason = VMF_WAKE_CUT;
     else if (session->leaving)
         *reason = VMF_WAKE_LEAVE;
-    else if (atomic_load(&session->cancelled) && !(ignore & (1u << VMF_WAKE_CANCEL)))
-        *reason = VMF_WAKE_CANCEL;
     else if (session->resolution.pending)
         *reason = VMF_WAKE_RESOLVE;
     else

@@ -343,8 +343,12 @@ static void audit_before(VmfSource *source)
 
     if (source->exchange.state != VMF_SOURCE_OFFERED || !(source->features & VMF_FEATURE_AUDIT_BEFORE))
         return;
-    if (vmf_source_audit(source, NULL, &difference, &source->why) && !difference)
+    if (vmf_source_audit(source, &source->session->cancelled, &difference, &source->why) && !difference)
         return;
+    if (g_error_matches(source->why, VMF_ERROR, VMF_ERROR_CANCELLED)) { /* follow() takes the offer back */
+        g_clear_error(&source->why);
+        return;
+    }
     if (difference)
         g_set_error(&source->why, VMF_ERROR, VMF_ERROR_RAM_AUDIT, "audit at the source: memory differs from what was sent: %s", difference);
     vmf_source_exchange_feed(&source->exchange, VMF_SOURCE_EV_READY_BAD);
