@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 #include <vmferry/error.h>
 
@@ -55,6 +56,7 @@ void vmf_disk_lock_drop(int fd)
     change(fd, F_UNLCK, OCTET_READS);
     change(fd, F_UNLCK, OCTET_WRITES);
     change(fd, F_UNLCK, OCTET_NO_WRITER);
+    flock(fd, LOCK_UN);
 }
 
 bool vmf_disk_lock_take(int fd, bool writes, const char *name, GError **error)

@@ -24,7 +24,8 @@
  * it; VMF_ERROR_UNSUPPORTED: there are no such locks there.
  */
 bool vmf_disk_lock_take(int fd, bool writes, const char *name, GError **error);
-/* By name, not by closing: a child between its fork and its exec has the descriptor as well. */
+/* That of a partial file (stream/partial-file.h) too. By name, not by closing: a child between its fork and its
+ * exec has the descriptor as well. */
 void vmf_disk_lock_drop(int fd);
 
 #endif

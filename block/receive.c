@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include "block/disk-private.h"
 #include "block/lock.h"
 #include "block/signature.h"
+#include "stream/partial-file.h"
 
 typedef struct VmfReceiving {
     char *path;         /* where links lead to; NULL: an export */
@@ -92,23 +94,6 @@ static bool look_at_export(const VmfDisk *disk, Place *place, GError **error)
     return true;
 }
 
-/* A descriptor with the lock, or -1 with @error; where there is nothing, -1 without one. */
-static int open_and_lock(const VmfDisk *disk, const char *path, GError **error)
-{
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-
-    if (fd < 0) {
-        if (errno != ENOENT)
-            vmf_disk_error(disk, VMF_ERROR_IO, "receive", g_strerror(errno), error);
-        return -1;
-    }
-    if (disk->no_lock || vmf_disk_lock_take(fd, true, disk->uri, error))
-        return fd;
-    g_prefix_error(error, "disk %s: receive: ", disk->name);
-    close(fd);
-    return -1;
-}
-
 static void unlock_and_close(int *fd)
 {
     if (*fd < 0)
@@ -118,20 +103,107 @@ static void unlock_and_close(int *fd)
     *fd = -1;
 }
 
+static bool partial_error(const VmfDisk *disk, const char *partial, int err, GError **error)
+{
+    g_set_error(error, VMF_ERROR, err == EBUSY ? VMF_ERROR_LOCKED : err == EMLINK ? VMF_ERROR_DISK_PLACE : VMF_ERROR_IO,
+                "disk %s: receive: %s: %s", disk->name, partial, vmf_partial_file_problem(err));
+    return false;
+}
+
+/* As any disk's file, and as one that may be, or become, PATH.partial. */
+static bool lock_file(const VmfDisk *disk, int fd, const char *path, GError **error)
+{
+    struct stat status;
+    int err = 0;
+
+    if (!disk->no_lock && !vmf_disk_lock_take(fd, true, disk->uri, error)) {
+        g_prefix_error(error, "disk %s: receive: ", disk->name);
+        return false;
+    }
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
+        err = vmf_partial_file_lock(fd, disk->no_lock);
+    return !err || partial_error(disk, path, err, error);
+}
+
+/* A descriptor with the locks, or -1 with @error; where there is nothing, -1 without one. */
+static int open_and_lock(const VmfDisk *disk, const char *path, GError **error)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+    if (fd < 0) {
+        if (errno != ENOENT)
+            vmf_disk_error(disk, VMF_ERROR_IO, "receive", g_strerror(errno), error);
+        return -1;
+    }
+    if (lock_file(disk, fd, path, error))
+        return fd;
+    unlock_and_close(&fd);
+    return -1;
+}
+
+/* The same of PATH.partial, which is never somebody's file that has another name as well. @create: O_CREAT or 0. */
+static int open_partial(const VmfDisk *disk, const char *partial, int create, GError **error)
+{
+    int fd = vmf_partial_file_open(partial, O_RDWR | create, disk->no_lock);
+
+    if (fd < 0) {
+        if (errno != ENOENT || create)
+            partial_error(disk, partial, errno, error);
+        return -1;
+    }
+    if (lock_file(disk, fd, partial, error))
+        return fd;
+    unlock_and_close(&fd);
+    return -1;
+}
+
+/* Of where links lead to; to be freed with g_free(). */
+static char *partial_of(const char *path)
+{
+    char *resolved = realpath(path, NULL);
+    char *partial = g_strconcat(resolved ? resolved : path, ".partial", NULL);
+
+    free(resolved);
+    return partial;
+}
+
+static bool is_file_or_nothing(int fd)
+{
+    struct stat status;
+
+    return fd < 0 || (fstat(fd, &status) == 0 && S_ISREG(status.st_mode));
+}
+
+/* It can be written over, or be replaced, or is not there. */
+static bool check_partial(const VmfDisk *disk, const char *partial, GError **error)
+{
+    GError *failed = NULL;
+    int fd = open_partial(disk, partial, 0, &failed);
+
+    unlock_and_close(&fd);
+    if (failed)
+        g_propagate_error(error, failed);
+    return !failed;
+}
+
 /* *@fd: what is there, locked; -1: nothing. */
 static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
 {
-    g_autofree char *partial = g_strconcat(disk->path, ".partial", NULL);
+    g_autofree char *partial = partial_of(disk->path);
     GError *failed = NULL;
 
     *fd = open_and_lock(disk, disk->path, &failed);
     if (*fd < 0 && !failed && onto == VMF_RECEIVE_ONTO_BASE) {
-        *fd = open_and_lock(disk, partial, &failed);
+        *fd = open_partial(disk, partial, 0, &failed);
         place->is_partial = true;
     }
-    if (failed)
+    if (failed) {
         g_propagate_error(error, failed);
-    return !failed && (*fd < 0 || look_at_fd(disk, *fd, place, error));
+        return false;
+    }
+    if (!place->is_partial && is_file_or_nothing(*fd) && !check_partial(disk, partial, error))
+        return false;
+    return *fd < 0 || look_at_fd(disk, *fd, place, error);
 }
 
 static bool find_place(const VmfDisk *disk, uint64_t wanted, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
@@ -183,15 +255,11 @@ static bool make_partial(VmfDisk *disk, const VmfReceiving *r, GError **error)
 {
     struct stat base;
     mode_t mode = r->base_fd >= 0 && fstat(r->base_fd, &base) == 0 ? base.st_mode & 0777 : 0600;
-    int fd = open(r->partial, O_RDWR | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW, 0600);
+    int fd = open_partial(disk, r->partial, O_CREAT, error);
 
     if (fd < 0)
-        return vmf_disk_error(disk, VMF_ERROR_IO, "make the partial file", g_strerror(errno), error);
-    disk->lock_fd = fd;
-    if (!disk->no_lock && !vmf_disk_lock_take(fd, true, r->partial, error)) {
-        g_prefix_error(error, "disk %s: receive: ", disk->name);
         return false;
-    }
+    disk->lock_fd = fd;
     if (ftruncate(fd, 0) == 0 && ftruncate(fd, (off_t)disk->size_bytes) == 0 && fchmod(fd, mode) == 0)
         return true;
     return vmf_disk_error(disk, errno == ENOSPC || errno == EFBIG ? VMF_ERROR_NO_SPACE : VMF_ERROR_IO,
@@ -206,7 +274,7 @@ static bool open_file(VmfDisk *disk, VmfReceiving *r, GError **error)
     r->path = realpath(disk->path, NULL);
     if (!r->path)
         r->path = strdup(disk->path);
-    r->partial = g_strconcat(r->path, ".partial", NULL);
+    r->partial = partial_of(disk->path);
     uri = g_strconcat("file:", at_partial ? r->partial : r->path, NULL);
     if (r->onto_base) {
         disk->lock_fd = r->base_fd;
@@ -317,7 +385,7 @@ static bool exchange(const VmfReceiving *r)
 static bool name_partial(VmfDisk *disk, VmfReceiving *r, GError **error)
 {
     GError *failed = NULL;
-    int fd = open_and_lock(disk, r->partial, &failed);
+    int fd = open_partial(disk, r->partial, 0, &failed);
 
     if (failed) {
         g_propagate_error(error, failed);
@@ -370,6 +438,28 @@ bool vmf_disk_receive_commit(VmfDisk *disk, GError **error)
     return done;
 }
 
+/* Never onto what another has put there. Where there is no such step, that is looked at just before. */
+static bool move_to_free(const char *from, const char *to)
+{
+    struct stat found;
+
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+        return true;
+    if (errno != EINVAL && errno != ENOSYS)
+        return false;
+    if (lstat(to, &found) == 0)
+        errno = EEXIST;
+    else if (errno == ENOENT)
+        return rename(from, to) == 0;
+    return false;
+}
+
+/* Whoever writes under the other name by now keeps it. Then a copy goes, as nobody needs it; a base is somebody's. */
+static bool leave_path(const VmfReceiving *r)
+{
+    return move_to_free(r->path, r->partial) || (errno == EEXIST && !r->onto_base && unlink(r->path) == 0);
+}
+
 /* Another may have the name by now: then it is left alone. */
 static void lose_name(const VmfReceiving *r, int fd)
 {
@@ -378,7 +468,7 @@ static void lose_name(const VmfReceiving *r, int fd)
     if (!r->partial || !r->committed || (r->onto_base && !r->named_partial) || fd < 0 || fstat(fd, &own) < 0 || stat(r->path, &found) < 0 ||
         own.st_ino != found.st_ino || own.st_dev != found.st_dev)
         return;
-    if (r->base_is_aside ? exchange(r) : rename(r->path, r->partial) == 0)
+    if (r->base_is_aside ? exchange(r) : leave_path(r))
         sync_directory(r->path);
 }
 

@@ -5,7 +5,8 @@
  * begin ... requests ... commit ... end. Until it is committed the copy is nobody's disk. A file is written as
  * PATH.partial and takes its name when it is committed, so that under PATH there is what was there before or a whole
  * copy; what was there then waits under PATH.partial until the end, should it have to come back. A copy that does not
- * arrive stays behind as PATH.partial; the next one begins it anew. A block device or an export is written in place,
+ * arrive stays behind as PATH.partial; the next one begins it anew. Whoever else makes a new file of that name is kept
+ * out meanwhile, and keeps a copy out (stream/partial-file.h). A block device or an export is written in place,
  * and nothing says that it is not whole.
  *
  * Onto a base: the file at PATH is written itself, and is PATH.partial from the first change on until it is committed.
@@ -43,7 +44,8 @@ bool vmf_disk_receive_commit(VmfDisk *disk, GError **error);
 
 typedef enum {
     VMF_RECEIVE_KEPT,    /* committed, and the guest is ours: what it has replaced goes */
-    VMF_RECEIVE_DROPPED, /* nobody needs it: it is PATH.partial (again), and PATH what it was */
+    VMF_RECEIVE_DROPPED, /* nobody needs it: it is PATH.partial (again), and PATH what it was; where another has that
+                          * name by now, a copy is removed and a base stays PATH */
     VMF_RECEIVE_LEFT,    /* nobody knows: all stays as it is; closed, unless it was committed */
 } VmfReceiveEnd;
 /* Nothing where nothing was begun. A disk that was dropped is released. */

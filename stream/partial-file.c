@@ -29,30 +29,41 @@ static bool is_ours_alone(int fd)
     return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_nlink <= 1;
 }
 
-/* 0, EAGAIN: open it again, or another errno. */
-static int take_over(int fd, const char *partial)
+int vmf_partial_file_lock(int fd, bool lockless)
 {
-    if (!is_ours_alone(fd))
-        return EEXIST;
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return errno == EINTR ? EAGAIN : errno == EWOULDBLOCK ? EBUSY : errno;
-    if (!is_still_named(fd, partial))
-        return EAGAIN;
-    return fchmod(fd, 0600) == 0 && ftruncate(fd, 0) == 0 ? 0 : errno;
+    int result;
+
+    do
+        result = flock(fd, LOCK_EX | LOCK_NB);
+    while (result < 0 && errno == EINTR);
+    if (result == 0 || (lockless && errno != EWOULDBLOCK))
+        return 0;
+    return errno == EWOULDBLOCK ? EBUSY : errno;
 }
 
-/* Returns a locked, empty descriptor, or -1 with errno. */
-static int open_partial(const char *partial, int access)
+/* 0, EAGAIN: open it again, or another errno. */
+static int take_over(int fd, const char *partial, bool lockless)
+{
+    int err = is_ours_alone(fd) ? vmf_partial_file_lock(fd, lockless) : EMLINK;
+
+    if (err)
+        return err;
+    if (!is_still_named(fd, partial))
+        return EAGAIN;
+    return is_ours_alone(fd) ? 0 : EMLINK; /* as nobody could tell before it was locked */
+}
+
+int vmf_partial_file_open(const char *partial, int flags, bool lockless)
 {
     int err, fd;
 
     do {
         /* Without waiting, should it be a fifo. */
-        fd = open(partial, access | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+        fd = open(partial, flags | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW | O_NONBLOCK, 0600);
         if (fd < 0)
             return -1;
-        err = take_over(fd, partial);
-        if (err == 0 && fcntl(fd, F_SETFL, access) == 0)
+        err = take_over(fd, partial, lockless);
+        if (err == 0 && fcntl(fd, F_SETFL, flags) == 0)
             return fd;
         err = err ? err : errno;
         close(fd);
@@ -61,16 +72,36 @@ static int open_partial(const char *partial, int access)
     return -1;
 }
 
+const char *vmf_partial_file_problem(int err)
+{
+    return err == EBUSY    ? "somebody else is writing it"
+           : err == EMLINK ? "it is no file, or has another name as well, and so is somebody's"
+                           : g_strerror(err);
+}
+
+/* Returns a locked, empty descriptor, or -1 with errno. */
+static int open_empty(const char *partial, int access)
+{
+    int err, fd = vmf_partial_file_open(partial, access | O_CREAT, false);
+
+    if (fd < 0 || (fchmod(fd, 0600) == 0 && ftruncate(fd, 0) == 0))
+        return fd;
+    err = errno;
+    close(fd);
+    errno = err;
+    return -1;
+}
+
 int vmf_partial_file_create(VmfPartialFile *file, const char *path, int access, GError **error)
 {
     g_autofree char *resolved = realpath(path, NULL);
     g_autofree char *partial = g_strconcat(resolved ? resolved : path, ".partial", NULL);
-    int fd = open_partial(partial, access);
+    int fd = open_empty(partial, access);
 
     *file = (VmfPartialFile){0};
     if (fd < 0) {
         g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "file:%s: create %s: %s", path, partial,
-                    errno == EBUSY ? "somebody else is writing it" : g_strerror(errno));
+                    vmf_partial_file_problem(errno));
         return -1;
     }
     file->path = g_strdup(resolved ? resolved : path);

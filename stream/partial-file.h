@@ -27,4 +27,19 @@ bool vmf_partial_file_commit(VmfPartialFile *file, GError **error);
 /* Removes what has not got its name. The descriptor is still open, so that the lock holds. All zeros is allowed. */
 void vmf_partial_file_clear(VmfPartialFile *file);
 
+/*
+ * For others that write under such a name (block/receive.h), so that all keep out of each other's way.
+ *
+ * Locks what @fd is open on, at once or not at all, for as long as its description lives. Returns an errno; EBUSY: somebody
+ * else is writing it. @lockless: storage without such locks will do.
+ */
+int vmf_partial_file_lock(int fd, bool lockless);
+/*
+ * Opens @partial and locks it; what is in it stays. @flags: the access, and O_CREAT if it is to be made. -1 with errno;
+ * EBUSY as above; EMLINK: it is no regular file or has another name as well.
+ */
+int vmf_partial_file_open(const char *partial, int flags, bool lockless);
+/* In words, of the errno of one of the two. */
+const char *vmf_partial_file_problem(int err);
+
 #endif

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The place of a copy, and who else comes there meanwhile. */
+#include "stream/test-storage-rig.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "block/disk.h"
+#include "block/receive.h"
+
+static int set_up(void **state)
+{
+    *state = directory_new(".");
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    directory_remove(*state);
+    return 0;
+}
+
+static char *path_at(const char *directory, const char *name)
+{
+    return g_build_filename(directory, name, NULL);
+}
+
+static bool exists(const char *directory, const char *name)
+{
+    g_autofree char *path = path_at(directory, name);
+
+    return access(path, F_OK) == 0;
+}
+
+/* A file of 1 MiB that begins with @text. */
+static void put(const char *directory, const char *name, const char *text)
+{
+    g_autofree char *path = path_at(directory, name);
+
+    assert_true(g_file_set_contents(path, text, -1, NULL));
+    assert_int_equal(truncate(path, MIB), 0);
+}
+
+static void assert_begins(const char *directory, const char *name, const char *text)
+{
+    g_autofree char *path = path_at(directory, name), *content = NULL;
+    size_t length;
+
+    assert_true(g_file_get_contents(path, &content, &length, NULL));
+    assert_int_equal(length, MIB);
+    assert_string_equal(content, text);
+}
+
+static VmfDisk *disk_at(const char *directory, const char *name, bool no_lock)
+{
+    g_autofree char *uri = uri_at(directory, name);
+    VmfDiskOptions options = {.size = sizeof(options), .uri = uri, .incoming = true, .no_lock = no_lock};
+    VmfDisk *disk = vmf_disk_open("root", &options, NULL);
+
+    assert_non_null(disk);
+    return disk;
+}
+
+static void begin(VmfDisk *disk, VmfReceiveOnto onto)
+{
+    g_autoptr(GError) error = NULL;
+
+    assert_good(vmf_disk_receive_begin(disk, MIB, onto, &error), error);
+}
+
+static void assert_refused(VmfDisk *disk, VmfReceiveOnto onto, VmfErrorCode code, const char *what)
+{
+    g_autofree char *problem = vmf_disk_receive_problem(disk, MIB, onto);
+    g_autoptr(GError) error = NULL;
+
+    assert_non_null(problem);
+    assert_non_null(strstr(problem, what));
+    assert_false(vmf_disk_receive_begin(disk, MIB, onto, &error));
+    if (!strstr(error->message, what))
+        fail_msg("expected '%s': %s", what, error->message);
+    assert_error(error, code);
+}
+
+static void assert_no_new_file(const char *directory, const char *name)
+{
+    VmfStorageOptions options = {.mode = VMF_STORAGE_CREATE};
+    g_autofree char *uri = uri_at(directory, name);
+    g_autoptr(GError) error = NULL;
+
+    assert_null(vmf_storage_open(uri, &options, &error));
+    assert_non_null(strstr(error->message, "somebody else is writing it"));
+}
+
+/* ---- whoever writes there already --------------------------------------------------------------------------------- */
+
+/* A backup, or an image, is under way to the place. */
+static void test_new_file_keeps_a_copy_out(void **state)
+{
+    for (unsigned no_lock = 0; no_lock < 2; no_lock++) {
+        g_autoptr(VmfStorage) file = storage_at(*state, "place", VMF_STORAGE_CREATE, NULL, true);
+        g_autoptr(VmfDisk) disk = disk_at(*state, "place", no_lock);
+        g_autoptr(GError) error = NULL;
+
+        assert_good(vmf_storage_set_size(file, MIB, &error) && vmf_storage_write(file, 0, "backup", 6, &error), error);
+        assert_refused(disk, VMF_RECEIVE_ANEW, VMF_ERROR_LOCKED, "somebody else is writing it");
+        assert_refused(disk, VMF_RECEIVE_ONTO_BASE, VMF_ERROR_LOCKED, "somebody else is writing it");
+        assert_begins(*state, "place.partial", "backup");
+        assert_good(vmf_storage_commit(file, &error), error);
+        assert_begins(*state, "place", "backup");
+        g_clear_pointer(&file, vmf_storage_free);
+        begin(disk, VMF_RECEIVE_ANEW);
+        vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
+    }
+}
+
+/* A base does not take the other name from whoever writes under it. */
+static void test_new_file_keeps_a_base_out(void **state)
+{
+    g_autoptr(VmfStorage) file = NULL;
+    g_autoptr(VmfDisk) disk = NULL;
+    g_autoptr(GError) error = NULL;
+
+    put(*state, "place", "base");
+    disk = disk_at(*state, "place", false);
+    begin(disk, VMF_RECEIVE_ONTO_BASE);
+    file = storage_at(*state, "place", VMF_STORAGE_CREATE, NULL, true);
+    assert_false(vmf_disk_receive_change(disk, true, &error));
+    assert_non_null(strstr(error->message, "somebody else is writing it"));
+    vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
+    assert_begins(*state, "place", "base");
+}
+
+/* What arrives, and what waits under the other name until it is known that nobody wants it back. */
+static void test_copy_keeps_a_new_file_out(void **state)
+{
+    for (unsigned no_lock = 0; no_lock < 2; no_lock++) {
+        g_autoptr(VmfDisk) disk = NULL;
+
+        put(*state, "place", "kept");
+        disk = disk_at(*state, "place", no_lock);
+        begin(disk, VMF_RECEIVE_ANEW);
+        assert_no_new_file(*state, "place");
+        assert_begins(*state, "place.partial", "");
+        assert_true(vmf_disk_receive_commit(disk, NULL));
+        assert_no_new_file(*state, "place");
+        assert_begins(*state, "place.partial", "kept");
+        vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
+        assert_begins(*state, "place", "kept");
+        g_autoptr(VmfStorage) file = storage_at(*state, "place", VMF_STORAGE_CREATE, NULL, true);
+    }
+}
+
+static void test_base_keeps_a_new_file_out(void **state)
+{
+    g_autoptr(VmfDisk) disk = NULL;
+    g_autoptr(GError) error = NULL;
+
+    put(*state, "place", "base");
+    disk = disk_at(*state, "place", false);
+    begin(disk, VMF_RECEIVE_ONTO_BASE);
+    assert_good(vmf_disk_receive_change(disk, true, &error), error);
+    assert_no_new_file(*state, "place");
+    assert_begins(*state, "place.partial", "base");
+    vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
+}
+
+static void test_partial_of_two_names(void **state)
+{
+    g_autofree char *partial = path_at(*state, "place.partial"), *other = path_at(*state, "other");
+    g_autoptr(VmfDisk) disk = disk_at(*state, "place", false);
+
+    put(*state, "other", "precious");
+    assert_int_equal(link(other, partial), 0);
+    assert_refused(disk, VMF_RECEIVE_ANEW, VMF_ERROR_DISK_PLACE, "another name");
+    assert_begins(*state, "other", "precious");
+}
+
+/* The guest goes back, and by then another writes under the other name. */
+static void test_dropped_beside_a_new_file(void **state)
+{
+    g_autoptr(VmfDisk) disk = disk_at(*state, "place", false);
+    g_autoptr(VmfStorage) file = NULL;
+    g_autoptr(GError) error = NULL;
+
+    begin(disk, VMF_RECEIVE_ANEW);
+    assert_true(vmf_disk_receive_commit(disk, NULL));
+    file = storage_at(*state, "place", VMF_STORAGE_CREATE, NULL, true);
+    assert_good(vmf_storage_set_size(file, MIB, &error) && vmf_storage_write(file, 0, "backup", 6, &error), error);
+    vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
+    assert_false(exists(*state, "place"));
+    assert_begins(*state, "place.partial", "backup");
+    assert_good(vmf_storage_commit(file, &error), error);
+    assert_begins(*state, "place", "backup");
+}
+
+#define rig_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest unit_tests[] = {
+        rig_test(test_new_file_keeps_a_copy_out),
+        rig_test(test_new_file_keeps_a_base_out),
+        rig_test(test_copy_keeps_a_new_file_out),
+        rig_test(test_base_keeps_a_new_file_out),
+        rig_test(test_partial_of_two_names),
+        rig_test(test_dropped_beside_a_new_file),
+    };
+
+    return cmocka_run_group_tests(unit_tests, NULL, NULL);
+}
