@@ -23,7 +23,7 @@ static bool is_name(const char *name)
 {
     size_t length = strlen(name);
 
-    return length >= 1 && length <= DISK_NAME_MAX &&
+    return length >= 1 && length <= DISK_NAME_MAX && strcmp(name, "all") != 0 && strcmp(name, "none") != 0 &&
            strspn(name, G_CSET_a_2_z G_CSET_A_2_Z G_CSET_DIGITS "-_.") == length;
 }
 
@@ -95,7 +95,7 @@ static bool open_one(VmfMachine *m, const VmfMachineDiskConfig *config, GError *
     };
 
     if (!is_name(config->name))
-        return refuse(m, config->name, "a name has 1 to 31 letters, digits, '-', '_' and '.'", error);
+        return refuse(m, config->name, "a name has 1 to 31 letters, digits, '-', '_' and '.', and is neither all nor none", error);
     disk->machine = m;
     disk->disk = vmf_disk_open(config->name, &options, error);
     if (!disk->disk) {

@@ -41,21 +41,40 @@ G_STATIC_ASSERT(BUFFERS <= VMF_TEE_RANGES_MAX);
 
 /* ---- which ------------------------------------------------------------------------------------------------------- */
 
+static bool is_all(char **names)
+{
+    return g_strcmp0(names[0], "all") == 0 && !names[1];
+}
+
 static bool is_named(char **names, const char *name)
 {
-    return g_strcmp0(names[0], "all") == 0 || g_strv_contains((const char *const *)names, name);
+    return is_all(names) || g_strv_contains((const char *const *)names, name);
+}
+
+/* Of a name in a list; NULL: it is fine. */
+static const char *name_fault(const VmfGuest *guest, char **name)
+{
+    if (strcmp(*name, "all") == 0 || strcmp(*name, "none") == 0)
+        return "it stands alone, not among names";
+    if (!vmf_guest_find_disk(guest, *name))
+        return "the guest has no disk of this name that it can write";
+    return g_strv_contains((const char *const *)name + 1, *name) ? "it is named twice" : NULL;
 }
 
 static bool check_names(const VmfGuest *guest, char **names, GError **error)
 {
+    const char *fault = NULL;
+
+    if (is_all(names))
+        return true;
     for (; *names; names++) {
-        if (strcmp(*names, "all") == 0 || vmf_guest_find_disk(guest, *names))
-            continue;
-        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,
-                    "disks: '%s': the guest has no disk of this name that it can write", *names);
-        return false;
+        fault = name_fault(guest, names);
+        if (fault)
+            break;
     }
-    return true;
+    if (fault)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "disks: '%s': %s", *names, fault);
+    return !fault;
 }
 
 static bool check_disk(const VmfGuestDisk *disk, GError **error)

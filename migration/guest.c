@@ -395,6 +395,8 @@ static const char *disk_fault(const VmfGuest *guest, const char *name, const Vmf
 {
     if (!vmf_is_printable(name, strlen(name), VMF_DISK_NAME_MAX))
         return "a name has 1 to 63 bytes of printable ASCII";
+    if (strcmp(name, "all") == 0 || strcmp(name, "none") == 0)
+        return "all and none are no names: VmfParameters.copy_disks has another meaning for them";
     if (vmf_guest_find_disk(guest, name))
         return "the name is taken";
     if (guest->disks->len == VMF_DISKS_MAX)

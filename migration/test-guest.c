@@ -361,6 +361,8 @@ static void test_disks(void **state)
 
     assert_no_disk(guest, "root", &whole, "taken");
     assert_no_disk(guest, "", &whole, "1 to 63");
+    assert_no_disk(guest, "all", &whole, "all and none");
+    assert_no_disk(guest, "none", &whole, "all and none");
     assert_no_disk(guest, long_name, &whole, "1 to 63");
     broken.mark = NULL;
     assert_no_disk(guest, "data", &broken, "required");

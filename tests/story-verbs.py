@@ -28,6 +28,10 @@ def usage_is_exit_code_2(stage):
                  ('migrate', 'vm', 'tcp:h:1', '--channels', '65'), ('migrate', 'vm', 'tcp:h:1', '--downtime-limit', '20'),
                  ('migrate', 'vm', 'tcp:h:1', '--audit', 'maybe'), ('migrate', 'vm', 'tcp:h:1', '--stream-version', '4'),
                  ('migrate', 'vm', 'tcp:h:1', '--then', 'quit'), ('migrate', 'vm', 'file:x', '--then', 'dance'),
+                 ('run', 'vm', '--disk', 'all=x'), ('run', 'vm', '--disk', 'none=x'),
+                 *(('migrate', 'vm', 'tcp:h:1', *which, *option) for which in ((), ('--disks', 'none'))
+                   for option in (('--mirror',), ('--verify-disks',), ('--incremental', 'b'), ('--disk-latency-goal', '1ms'))),
+                 ('save', 'vm', 'x', '--verify-disks'), ('save', 'vm', 'x', '--disks', 'none', '--verify-disks'),
                  ('migrate', 'vm', 'tcp:h:1', '--progress', '77'), ('status', 'vm', 'vm'), ('list', 'vm'), ('help', 'no-such')):
         done = host.vmferry(*args)
         assert done.code == 2, (args, done)

@@ -330,16 +330,19 @@ static void test_filesystem_is_refused_unless_forced(void **state)
 
 static void test_disk_that_is_not_there(void **state)
 {
+    static const char *const wrong[] = {"root,nothing", "root,all", "all,root", "root,none", "none,root", "all,all", "root,root", "root,"};
     const Rig *rig = *state;
     g_autoptr(VmfMachine) source = source_of(rig, "here"), target = target_of(rig, "there");
     VmfTrip trip;
 
     assert_true(vmf_machine_start(source, NULL));
-    trip_init(&trip);
-    trip.source_parameters.copy_disks = "root,nothing";
-    assert_false(vmf_trip_run(&trip, vmf_machine_guest(source), vmf_machine_guest(target)));
-    assert_true(g_error_matches(trip.source_error, VMF_ERROR, VMF_ERROR_USAGE));
-    vmf_trip_clear(&trip);
+    for (size_t i = 0; i < G_N_ELEMENTS(wrong); i++) {
+        trip_init(&trip);
+        trip.source_parameters.copy_disks = wrong[i];
+        assert_false(vmf_trip_run(&trip, vmf_machine_guest(source), vmf_machine_guest(target)));
+        assert_true(g_error_matches(trip.source_error, VMF_ERROR, VMF_ERROR_USAGE));
+        vmf_trip_clear(&trip);
+    }
     /* It is not copied, and not where the target could share it. */
     trip_init(&trip);
     trip.source_parameters.copy_disks = NULL;

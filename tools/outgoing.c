@@ -59,6 +59,14 @@ bool vmf_outgoing_check(const char *verb, const char *then, const char *audit, i
     return false;
 }
 
+bool vmf_outgoing_check_disks(const char *verb, const char *disks, const char *needing, GError **error)
+{
+    if (!needing || (disks && *disks && strcmp(disks, "none") != 0))
+        return true;
+    g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "%s: %s: no disk is copied; it is for --disks", verb, needing);
+    return false;
+}
+
 /* ---- while it runs ----------------------------------------------------------------------------------------------- */
 
 static void tell_event(VmfOutgoing *outgoing, const json_t *data)

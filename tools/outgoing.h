@@ -48,5 +48,7 @@ json_t *vmf_outgoing_parameters(const char *verb, const VmfOutgoingOption *optio
                                 GError **error);
 /* --then, --audit and --progress, as far as they are the same for all. */
 bool vmf_outgoing_check(const char *verb, const char *then, const char *audit, int progress_fd, GError **error);
+/* @needing: an option that is for --disks; NULL: there is none. */
+bool vmf_outgoing_check_disks(const char *verb, const char *disks, const char *needing, GError **error);
 
 #endif

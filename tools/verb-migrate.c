@@ -122,14 +122,22 @@ static json_t *parameters_of(const Options *o, GError **error)
     return parameters;
 }
 
+/* One of those that say how disks are copied; NULL: there is none. */
+static const char *option_of_disks(const Options *o)
+{
+    return o->incremental         ? "--incremental"
+           : o->mirror            ? "--mirror"
+           : o->verify_disks      ? "--verify-disks"
+           : o->disk_latency_goal ? "--disk-latency-goal"
+                                  : NULL;
+}
+
 static bool check_options(const Migrate *migrate, GError **error)
 {
     const Options *o = &migrate->options;
 
-    if (o->incremental && (!o->disks || strcmp(o->disks, "none") == 0)) {
-        g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE, "migrate: --incremental: no disk is copied; it is for --disks");
+    if (!vmf_outgoing_check_disks("migrate", o->disks, option_of_disks(o), error))
         return false;
-    }
     if (!o->then || o->one_way || g_str_has_prefix(migrate->uri, "file:"))
         return vmf_outgoing_check("migrate", o->then, o->audit, o->progress_fd, error);
     g_set_error(error, VMF_ERROR, VMF_ERROR_USAGE,

@@ -123,6 +123,7 @@ static bool check(Save *save, GError **error)
     save->uri = uri_of(save->common.operands[1], error);
     save->parent = save->uri && o->parent ? uri_of(o->parent, error) : NULL;
     return save->uri && (save->parent || !o->parent) && vmf_image_check_io("save", o->io, error) &&
+           vmf_outgoing_check_disks("save", o->disks, o->verify_disks ? "--verify-disks" : NULL, error) &&
            vmf_outgoing_check("save", o->then, o->audit, o->progress_fd, error);
 }
 

@@ -177,7 +177,8 @@ typedef struct VmfDiskOps {
     struct VmfDisk *(*disk)(void *opaque);
 } VmfDiskOps;
 
-/* Adds a disk. @name: 1 to 63 bytes of printable ASCII, unique among the disks, the same when the guest is restored. At most 256. */
+/* Adds a disk. @name: 1 to 63 bytes of printable ASCII, neither "all" nor "none", unique among the disks, the same when the guest is
+ * restored. At most 256. */
 bool vmf_guest_add_disk(VmfGuest *guest, const char *name, const VmfDiskOps *ops, void *opaque, GError **error);
 
 G_END_DECLS
