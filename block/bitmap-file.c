@@ -2,6 +2,7 @@
 #include "block/bitmap-file.h"
 
 #include <string.h>
+#include <unistd.h>
 #include <vmferry/bitmap.h>
 #include <vmferry/error.h>
 
@@ -117,6 +118,13 @@ void vmf_bitmap_encode_entry(uint8_t sector[VMF_BITMAP_SECTOR], const VmfBitmapH
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
+
+bool vmf_bitmap_file_is_one(int fd)
+{
+    char found[sizeof(magic)];
+
+    return pread(fd, found, sizeof(found), 0) == sizeof(found) && memcmp(found, magic, sizeof(magic)) == 0;
+}
 
 static bool damaged(const VmfStorage *storage, const char *why, GError **error)
 {

@@ -41,6 +41,8 @@ void vmf_bitmap_encode_entry(uint8_t sector[VMF_BITMAP_SECTOR], const VmfBitmapH
 uint64_t vmf_bitmap_file_entries(const VmfBitmapHeader *header);
 uint64_t vmf_bitmap_file_bits(const VmfBitmapHeader *header); /* of the first bitmap */
 
+/* Begins as one does. */
+bool vmf_bitmap_file_is_one(int fd);
 /*
  * Reads all. @bitmaps gets VmfBitmap, persistent; those with damage have their problem. @intents:
  * VMF_BITMAP_PIECE_WORDS words for each piece that vmf_bitmap_header_init() says there are; damage in them is a problem

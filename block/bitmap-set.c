@@ -211,7 +211,7 @@ static bool may_persist(const VmfBitmaps *set, const char *name, GError **error)
 {
     if (!set->attached)
         return refuse(set, VMF_ERROR_STATE, name, "create", "the disk is released", error);
-    if (!set->path)
+    if (!set->path && !set->early)
         return refuse(set, VMF_ERROR_USAGE, name, "create",
                       "it is to be said in which file a device's or an export's persistent bitmaps are", error);
     if (set->problem)

@@ -46,6 +46,7 @@ typedef struct {
     GPtrArray *staged; /* VmfBitmap, on their way in; NULL: none */
     char *path; /* NULL: the disk is released, or has no place for them */
     bool attached;
+    bool early; /* attached, and where their file will be is not known yet */
     VmfBitmapsWrap wrap;
     void *wrap_opaque;
 } VmfBitmaps;
@@ -79,6 +80,15 @@ bool vmf_bitmaps_commit(VmfBitmaps *set, GError **error);
  * would go on saying that all is as it was.
  */
 bool vmf_bitmaps_attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError **error);
+/*
+ * The same of a disk that is used before it has its place: what was there before may have a file of bitmaps there. The
+ * persistent ones are in memory only until it has taken the place, @path is where they are from then on; nothing where
+ * it is not attached early. Others may use the disk meanwhile.
+ */
+bool vmf_bitmaps_attach_early(VmfBitmaps *set, GError **error);
+void vmf_bitmaps_take_place(VmfBitmaps *set, const char *path);
+/* The disk will never have been: what is attached goes, and its file (durably). False: that is there still. */
+bool vmf_bitmaps_discard(VmfBitmaps *set);
 /* It is about to be released: stores the persistent bitmaps and forgets them. Fine where it is not attached. */
 void vmf_bitmaps_detach(VmfBitmaps *set, int64_t mtime_ns);
 
@@ -118,6 +128,9 @@ void vmf_bitmaps_set_records(VmfBitmaps *set);
 bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error);
 /* Admin held. What memory has is durable when it returns, and intents of regions that are at rest are dropped. */
 bool vmf_bitmaps_clean(VmfBitmaps *set, GError **error);
+
+/* Of the file at @path. Returns errno; 0 also where a directory cannot be synced. */
+int vmf_bitmaps_sync_directory_of(const char *path);
 
 /* For tests: before the set is attached, or a bitmap added. */
 void vmf_bitmaps_set_wrap(VmfBitmaps *set, VmfBitmapsWrap wrap, void *opaque);

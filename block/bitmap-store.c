@@ -41,7 +41,7 @@
 
 /* ---- giving it up ------------------------------------------------------------------------------------------------ */
 
-static int sync_directory_of(const char *path)
+int vmf_bitmaps_sync_directory_of(const char *path)
 {
     g_autofree char *directory = g_path_get_dirname(path);
     int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
@@ -56,7 +56,7 @@ static int sync_directory_of(const char *path)
 
 static bool remove_file(const VmfBitmaps *set, GError **error)
 {
-    int err = unlink(set->path) < 0 && errno != ENOENT ? errno : sync_directory_of(set->path);
+    int err = unlink(set->path) < 0 && errno != ENOENT ? errno : vmf_bitmaps_sync_directory_of(set->path);
 
     if (err)
         g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "disk %s: bitmaps: remove %s: %s", set->disk, set->path,
@@ -503,6 +503,8 @@ bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error)
 {
     uint32_t n;
 
+    if (set->early)
+        return true;
     if (!start_cleaner(set, error))
         return false;
     pthread_mutex_lock(&set->file);
@@ -621,7 +623,7 @@ static void forget(VmfBitmaps *set)
     g_clear_pointer(&set->storage, vmf_storage_free);
     g_clear_pointer(&set->path, g_free);
     vmf_bitmap_header_init(&set->header, set->size_bytes);
-    set->broken = set->attached = false;
+    set->broken = set->attached = set->early = false;
 }
 
 static bool attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError **error)
@@ -646,6 +648,53 @@ bool vmf_bitmaps_attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GEr
         g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
     return done;
 }
+
+bool vmf_bitmaps_attach_early(VmfBitmaps *set, GError **error)
+{
+    pthread_mutex_lock(&set->admin);
+    set->early = !set->attached;
+    pthread_mutex_unlock(&set->admin);
+    return vmf_bitmaps_attach(set, NULL, 0, error);
+}
+
+static bool has_persistent(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->lock);
+    bool has = persistent_at(set, 0) != NULL;
+    pthread_mutex_unlock(&set->lock);
+    return has;
+}
+
+void vmf_bitmaps_take_place(VmfBitmaps *set, const char *path)
+{
+    g_autoptr(GError) cause = NULL;
+
+    pthread_mutex_lock(&set->admin);
+    if (set->attached && set->early) {
+        set->early = false;
+        set->path = g_strdup(path);
+        if (has_persistent(set) && !vmf_bitmaps_rewrite(set, &cause)) {
+            pthread_mutex_lock(&set->file);
+            give_up(set, cause, NULL);
+            pthread_mutex_unlock(&set->file);
+        }
+    }
+    pthread_mutex_unlock(&set->admin);
+}
+
+bool vmf_bitmaps_discard(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->admin);
+    end_cleaner(set);
+    pthread_mutex_lock(&set->file);
+    bool done = !set->attached || !set->storage || remove_file(set, NULL);
+    if (done && set->attached)
+        forget(set);
+    pthread_mutex_unlock(&set->file);
+    pthread_mutex_unlock(&set->admin);
+    return done;
+}
+
 /* First the bits, then what makes them the whole truth. */
 static bool store(VmfBitmaps *set, int64_t mtime_ns, GError **error)
 {

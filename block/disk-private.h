@@ -106,6 +106,8 @@ bool vmf_disk_open_locked(VmfDisk *disk, const char *uri, const char *path, GErr
 bool vmf_disk_close_locked(VmfDisk *disk, GError **error);
 /* The same, whether it can be flushed or not. */
 void vmf_disk_close_anyway(VmfDisk *disk);
+/* Where its persistent bitmaps are, in the place that it has or will have; NULL: nowhere. The caller's to free. */
+char *vmf_disk_bitmaps_path(const VmfDisk *disk, bool is_file);
 bool vmf_disk_error(const VmfDisk *disk, VmfErrorCode code, const char *operation, const char *why, GError **error);
 
 /* disk-io.c */

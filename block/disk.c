@@ -299,16 +299,25 @@ static int64_t file_mtime_ns(const VmfDisk *disk)
     return (int64_t)status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
 }
 
+char *vmf_disk_bitmaps_path(const VmfDisk *disk, bool is_file)
+{
+    if (disk->bitmaps_path)
+        return g_strdup(disk->bitmaps_path);
+    return is_file ? g_strconcat(disk->path, ".bitmaps", NULL) : NULL;
+}
+
 /* A reader changes nothing, and may not touch what another records. */
 static bool attach_bitmaps(VmfDisk *disk, GError **error)
 {
     int64_t mtime_ns = file_mtime_ns(disk);
 
     vmf_bitmaps_set_size(disk->bitmaps, disk->size_bytes);
-    g_autofree char *beside = mtime_ns ? g_strconcat(disk->path, ".bitmaps", NULL) : NULL;
+    g_autofree char *path = vmf_disk_bitmaps_path(disk, mtime_ns != 0);
 
-    return disk->read_only ||
-           vmf_bitmaps_attach(disk->bitmaps, disk->bitmaps_path ? disk->bitmaps_path : beside, mtime_ns, error);
+    if (disk->read_only)
+        return true;
+    return vmf_disk_receive_is_beside(disk) ? vmf_bitmaps_attach_early(disk->bitmaps, error)
+                                            : vmf_bitmaps_attach(disk->bitmaps, path, mtime_ns, error);
 }
 
 static bool acquire(VmfDisk *disk, GError **error)

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "block/bitmap-aside.h"
 #include "block/disk-private.h"
 #include "block/lock.h"
 #include "block/signature.h"
@@ -33,6 +34,8 @@ typedef struct VmfReceiving {
     bool named_partial; /* onto a base: that is its name now */
     char *signature;    /* onto a base: what may not be replaced unless it is proven; NULL: nothing */
     bool committed;
+    bool bitmaps_void;       /* what speaks of the disk that was here before is aside */
+    VmfBitmapsAside asides[2]; /* of the disk's name, and of where links lead to */
     uint64_t size_before;
     bool windowed_before;
 } VmfReceiving;
@@ -248,6 +251,45 @@ char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnt
     return fine ? NULL : g_strdup(error->message);
 }
 
+/* ---- bitmaps of what was there ------------------------------------------------------------------------------------ */
+
+/* Durable when it returns. */
+static bool void_bitmaps(VmfDisk *disk, VmfReceiving *r, GError **error)
+{
+    g_autofree char *named = vmf_disk_bitmaps_path(disk, r->partial != NULL);
+    g_autofree char *linked = r->path ? g_strconcat(r->path, ".bitmaps", NULL) : NULL;
+
+    if (r->bitmaps_void)
+        return true;
+    r->bitmaps_void = (!named || vmf_bitmaps_aside_move(&r->asides[0], named, error)) &&
+                      (!linked || vmf_bitmaps_aside_move(&r->asides[1], linked, error));
+    if (!r->bitmaps_void)
+        g_prefix_error(error, "disk %s: receive: ", disk->name);
+    return r->bitmaps_void;
+}
+
+/* What they speak of is under its name, and the copy has changed nothing of it. */
+static bool is_untouched(const VmfReceiving *r)
+{
+    struct stat base, found;
+
+    if (r->onto_base)
+        return r->partial && !r->named_partial;
+    return r->partial && r->base_fd >= 0 && fstat(r->base_fd, &base) == 0 && stat(r->path, &found) == 0 &&
+           base.st_ino == found.st_ino && base.st_dev == found.st_dev;
+}
+
+static void settle_bitmaps(VmfReceiving *r, VmfReceiveEnd how)
+{
+    bool back = how != VMF_RECEIVE_KEPT && is_untouched(r);
+
+    for (unsigned i = 0; i < G_N_ELEMENTS(r->asides); i++)
+        if (back)
+            vmf_bitmaps_aside_return(&r->asides[i]);
+        else if (how != VMF_RECEIVE_LEFT)
+            vmf_bitmaps_aside_remove(&r->asides[i]);
+}
+
 /* ---- beginning --------------------------------------------------------------------------------------------------- */
 
 /* A new file of this size under the other name, all zeros and locked. */
@@ -295,11 +337,13 @@ static bool open_place(VmfDisk *disk, VmfReceiving *r, const Place *place, GErro
     disk->lock_fd = r->base_fd;
     r->base_fd = -1;
     disk->windowed = true;
-    return vmf_disk_open_locked(disk, disk->uri, disk->path, error);
+    return (r->onto_base || void_bitmaps(disk, r, error)) && vmf_disk_open_locked(disk, disk->uri, disk->path, error);
 }
 
 static void receiving_free(VmfReceiving *r)
 {
+    for (unsigned i = 0; i < G_N_ELEMENTS(r->asides); i++)
+        vmf_bitmaps_aside_clear(&r->asides[i]);
     unlock_and_close(&r->base_fd);
     free(r->path);
     g_free(r->partial);
@@ -362,6 +406,11 @@ bool vmf_disk_receive_is_new(const VmfDisk *disk)
     return disk->receiving && disk->receiving->partial && !disk->receiving->onto_base;
 }
 
+bool vmf_disk_receive_is_beside(const VmfDisk *disk)
+{
+    return vmf_disk_receive_is_new(disk) && !disk->receiving->committed;
+}
+
 /* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 static bool sync_directory(const char *path)
@@ -405,7 +454,7 @@ bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error)
 
     if (r->signature && !proven && !disk->overwrite)
         return problem(error, VMF_ERROR_DISK_PLACE, disk, r->signature);
-    return !r->onto_base || !r->partial || r->named_partial || name_partial(disk, r, error);
+    return !r->onto_base || (void_bitmaps(disk, r, error) && (!r->partial || r->named_partial || name_partial(disk, r, error)));
 }
 
 static bool take_name(VmfDisk *disk, VmfReceiving *r, GError **error)
@@ -429,8 +478,12 @@ static bool make_durable(const VmfDisk *disk, GError **error)
 bool vmf_disk_receive_commit(VmfDisk *disk, GError **error)
 {
     pthread_mutex_lock(&disk->ownership);
-    bool done = disk->receiving && disk->storage && make_durable(disk, error) && take_name(disk, disk->receiving, error);
+    VmfReceiving *r = disk->receiving;
+    bool done = r && disk->storage && make_durable(disk, error) && void_bitmaps(disk, r, error) && take_name(disk, r, error);
     if (done) {
+        g_autofree char *bitmaps = vmf_disk_bitmaps_path(disk, r->partial != NULL);
+
+        vmf_bitmaps_take_place(disk->bitmaps, bitmaps);
         disk->receiving->committed = true;
         disk->create_bytes = 0;
     }
@@ -478,7 +531,9 @@ static void drop(VmfDisk *disk)
     int fd = disk->lock_fd >= 0 ? fcntl(disk->lock_fd, F_DUPFD_CLOEXEC, 0)
                                 : open(r->path ? r->path : "", O_RDONLY | O_CLOEXEC);
 
-    lose_name(r, fd);
+    /* What is returned to its name must not find the bitmaps of the copy there. */
+    if (!r->bitmaps_void || vmf_bitmaps_discard(disk->bitmaps))
+        lose_name(r, fd);
     give_up(disk);
     if (fd >= 0)
         close(fd);
@@ -494,6 +549,8 @@ void vmf_disk_receive_end(VmfDisk *disk, VmfReceiveEnd how)
         unlink(r->partial);
     else if (r && how == VMF_RECEIVE_LEFT && !r->committed)
         give_up(disk);
+    if (r)
+        settle_bitmaps(r, how);
     forget(disk);
     pthread_mutex_unlock(&disk->ownership);
 }

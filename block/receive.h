@@ -13,6 +13,9 @@
  * One that does not arrive stays behind under that name, and is as good a base as before for who knows what else has
  * changed since: where nothing is at PATH, PATH.partial is the base.
  *
+ * A file of bitmaps beside PATH speaks of what was there before. It goes as PATH's file does: it is set aside ahead of the
+ * commit, or of the first change of what is written in place (block/bitmap-aside.h), and comes back with that file.
+ *
  * One thread at a time.
  */
 #ifndef BLOCK_RECEIVE_H
@@ -38,6 +41,8 @@ bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto o
 bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error);
 /* It read as zeros when it was begun. */
 bool vmf_disk_receive_is_new(const VmfDisk *disk);
+/* The place is another's still: the copy is written beside it, and has not been committed. */
+bool vmf_disk_receive_is_beside(const VmfDisk *disk);
 /* All writes of the copy have ended. From now on it is on stable storage and under its name, and the disk is acquired.
  * Others may use it meanwhile. */
 bool vmf_disk_receive_commit(VmfDisk *disk, GError **error);

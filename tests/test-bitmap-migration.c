@@ -180,6 +180,34 @@ static void test_20_moves_with_a_copied_disk(void **state)
     go_round(*state, true);
 }
 
+/* To another place, and back to the first: what was left there when the guest went is of former times. */
+static void test_there_and_back(void **state)
+{
+    const Rig *rig = *state;
+    VmfMachine *at = new_machine(rig, "disk-0", false);
+
+    assert_true(vmf_machine_hold_storage(at, NULL));
+    add(at, "saved", 65536, true, false);
+    for (unsigned i = 1; i <= 4; i++) {
+        g_autofree char *file = g_strdup_printf("disk-%u", i % 2), *before_file = g_strdup_printf("disk-%u", (i - 1) % 2);
+        g_autofree char *before = content_of(rig, before_file, DISK_BYTES);
+        VmfMachine *next = new_machine(rig, file, true);
+        set_map(at, NULL, 0);
+        assert_true(vmf_disk_clear_bitmap(disk_of(at), "saved", NULL));
+        g_autofree char *problem = move(at, next, true);
+        if (problem)
+            fail_msg("%s", problem);
+        vmf_machine_free(at);
+        at = next;
+        work_on(at);
+        assert_true(vmf_machine_stop(at, NULL));
+        assert_string_equal(bitmap_of(at, "saved").problem, "");
+        assert_superset(rig, at, file, "saved", before);
+        assert_true(bitmap_of(at, "saved").dirty_bytes <= SET_BYTES);
+    }
+    vmf_machine_free(at);
+}
+
 static void test_without_a_map_they_stay(void **state)
 {
     const Rig *rig = *state;
@@ -346,6 +374,7 @@ int main(void)
     const struct CMUnitTest unit_tests[] = {
         rig_test(test_20_moves_over_a_shared_disk),
         rig_test(test_20_moves_with_a_copied_disk),
+        rig_test(test_there_and_back),
         rig_test(test_without_a_map_they_stay),
         rig_test(test_aliases_and_transforms),
         rig_test(test_unknown_alias_fails),
