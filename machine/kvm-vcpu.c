@@ -12,7 +12,9 @@
  * the guest.
  *
  * Throttling: the vCPUs rest for a share of each THROTTLE_PERIOD_NS, all at the same time. A thread of its own, which
- * begins with the first request, keeps the periods.
+ * begins with the first request, keeps the periods. On a host whose processors they fill, it is late in waking up to end
+ * their slice, by more than a slice of the highest degrees lasts. So it measures how long they ran until the last of them
+ * stood, and makes the rest as long as befits that.
  *
  * Memory that cannot be had (guest.h, memory_lost) makes KVM_RUN fail with EFAULT where the processor's own paging met it. Where KVM
  * carries out an instruction for the guest, it takes such memory for a device's; nothing runs after that exit, since memory_lost was
@@ -31,6 +33,7 @@
 
 #define KICK_SIGNAL (SIGRTMIN + 5)
 #define THROTTLE_PERIOD_NS 10000000ull
+#define THROTTLE_REST_MOST_NS 1000000000ull
 
 #define SERIAL_LINE_STATUS 5
 #define SERIAL_EMPTY 0x60 /* whatever is sent is gone at once */
@@ -251,6 +254,42 @@ static void wait_slice(VmfMachine *m, uint64_t duration_ns)
         continue;
 }
 
+/* Lock held. */
+static void wait_until_all_stand(VmfMachine *m)
+{
+    unsigned percent = m->throttle_percent;
+
+    while (!m->quit && m->throttle_percent == percent && m->n_standing < m->n_vcpus)
+        pthread_cond_wait(&m->changed, &m->lock);
+}
+
+/* Lock held. Returns for how long the vCPUs might run. */
+static uint64_t let_run(VmfMachine *m, unsigned percent)
+{
+    uint64_t begin_ns = vmf_machine_clock_ns(CLOCK_MONOTONIC);
+
+    wait_slice(m, THROTTLE_PERIOD_NS * (100 - percent) / 100);
+    m->kvm->resting = true;
+    vmf_kvm_kick(m);
+    wait_until_all_stand(m);
+    return vmf_machine_clock_ns(CLOCK_MONOTONIC) - begin_ns;
+}
+
+/* Lock held. */
+static void let_rest(VmfMachine *m, unsigned percent, uint64_t ran_ns)
+{
+    uint64_t rest_ns = MIN(ran_ns * percent / (100 - percent), THROTTLE_REST_MOST_NS);
+    uint64_t begin_ns = vmf_machine_clock_ns(CLOCK_MONOTONIC);
+
+    wait_slice(m, rest_ns);
+    if (m->throttle_percent == percent && !m->quit) {
+        m->kvm->throttled_ran_ns += ran_ns;
+        m->kvm->throttled_rest_ns += vmf_machine_clock_ns(CLOCK_MONOTONIC) - begin_ns;
+    }
+    m->kvm->resting = false;
+    pthread_cond_broadcast(&m->changed);
+}
+
 static void *throttler_main(void *opaque)
 {
     VmfMachine *m = opaque;
@@ -263,12 +302,7 @@ static void *throttler_main(void *opaque)
             pthread_cond_wait(&m->changed, &m->lock);
             continue;
         }
-        m->kvm->resting = true;
-        vmf_kvm_kick(m);
-        wait_slice(m, THROTTLE_PERIOD_NS * percent / 100);
-        m->kvm->resting = false;
-        pthread_cond_broadcast(&m->changed);
-        wait_slice(m, THROTTLE_PERIOD_NS * (100 - percent) / 100);
+        let_rest(m, percent, let_run(m, percent));
     }
     pthread_mutex_unlock(&m->lock);
     return NULL;

@@ -47,6 +47,7 @@ struct VmfKvm {
 
     /* Slowing down: guarded by the machine's lock. */
     bool resting; /* the vCPUs are to stand until the slice of rest is over */
+    uint64_t throttled_ran_ns, throttled_rest_ns; /* in whole periods of throttling */
     pthread_t throttler;
     bool has_throttler;
 

@@ -648,7 +648,21 @@ static void test_an_access_is_completed(void **state)
     let_live(m, 20);
 }
 
-/* A guest that rests nine tenths of the time beats less often: its timer's interrupts do not add up. */
+static void assert_rests(VmfMachine *m, unsigned percent)
+{
+    uint64_t ran_ns, rest_ns;
+
+    pthread_mutex_lock(&m->lock);
+    ran_ns = m->kvm->throttled_ran_ns;
+    rest_ns = m->kvm->throttled_rest_ns;
+    pthread_mutex_unlock(&m->lock);
+    assert_true(ran_ns > 0);
+    if (rest_ns * (100 - percent) < ran_ns * percent)
+        fail_msg("throttled by %u %%: ran for %" G_GUINT64_FORMAT " ns, rested for %" G_GUINT64_FORMAT, percent, ran_ns, rest_ns);
+}
+
+/* A guest that rests nine tenths of the time beats less often: its timer's interrupts do not add up. However late somebody is in
+ * ending its slices, it rests as long as it is to. */
 static void test_throttling(void **state)
 {
     g_autoptr(VmfMachine) m = new_machine(&two);
@@ -662,6 +676,7 @@ static void test_throttling(void **state)
     uint64_t slow = info_of(m).beats - beats;
     vmf_machine_guest_ops.throttle(m, 0);
     assert_in_range(slow, 1, 200);
+    assert_rests(m, 90);
     let_live(m, 50);
     vmf_machine_guest_ops.throttle(m, 99);
     assert_true(vmf_machine_stop(m, NULL)); /* also while it rests */
