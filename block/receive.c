@@ -170,6 +170,14 @@ static char *partial_of(const char *path)
     return partial;
 }
 
+/* It would be replaced by the copy, wherever it was to lead. */
+static bool is_link_to_nothing(const char *path)
+{
+    struct stat status;
+
+    return lstat(path, &status) == 0 && S_ISLNK(status.st_mode);
+}
+
 static bool is_file_or_nothing(int fd)
 {
     struct stat status;
@@ -196,6 +204,8 @@ static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, in
     GError *failed = NULL;
 
     *fd = open_and_lock(disk, disk->path, &failed);
+    if (*fd < 0 && !failed && is_link_to_nothing(disk->path))
+        problem(&failed, VMF_ERROR_DISK_PLACE, disk, "it is a link to a file that is not there");
     if (*fd < 0 && !failed && onto == VMF_RECEIVE_ONTO_BASE) {
         *fd = open_partial(disk, partial, 0, &failed);
         place->is_partial = true;
@@ -430,6 +440,42 @@ static bool exchange(const VmfReceiving *r)
     return renameat2(AT_FDCWD, r->partial, AT_FDCWD, r->path, RENAME_EXCHANGE) == 0;
 }
 
+/* Under that name is what @fd is open on, and not what another has put there meanwhile. */
+static bool is_at(int fd, const char *name)
+{
+    struct stat own, found;
+
+    return fd >= 0 && fstat(fd, &own) == 0 && lstat(name, &found) == 0 && own.st_ino == found.st_ino &&
+           own.st_dev == found.st_dev;
+}
+
+static bool is_no_step_here(int err)
+{
+    return err == EINVAL || err == ENOSYS;
+}
+
+/* Never onto what another has put there. Where there is no such step, that is looked at just before. */
+static bool move_to_free(const char *from, const char *to)
+{
+    struct stat found;
+
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+        return true;
+    if (!is_no_step_here(errno))
+        return false;
+    if (lstat(to, &found) == 0)
+        errno = EEXIST;
+    else if (errno == ENOENT)
+        return rename(from, to) == 0;
+    return false;
+}
+
+static bool replaced(const VmfDisk *disk, GError **error)
+{
+    return problem(error, VMF_ERROR_DISK_PLACE, disk,
+                   "what is there is not what was there when the copy began: another has put it there, or took it away");
+}
+
 /* What has the other name goes, unless another writes it. */
 static bool name_partial(VmfDisk *disk, VmfReceiving *r, GError **error)
 {
@@ -440,9 +486,12 @@ static bool name_partial(VmfDisk *disk, VmfReceiving *r, GError **error)
         g_propagate_error(error, failed);
         return false;
     }
-    r->named_partial = rename(r->path, r->partial) == 0;
+    bool ours = is_at(disk->lock_fd, r->path);
+    r->named_partial = ours && rename(r->path, r->partial) == 0;
     bool done = r->named_partial && sync_directory(r->path);
-    if (!done)
+    if (!ours)
+        replaced(disk, error);
+    else if (!done)
         vmf_disk_error(disk, VMF_ERROR_IO, "mark the base as partial", g_strerror(errno), error);
     unlock_and_close(&fd);
     return done;
@@ -457,14 +506,42 @@ bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error)
     return !r->onto_base || (void_bitmaps(disk, r, error) && (!r->partial || r->named_partial || name_partial(disk, r, error)));
 }
 
+/* Returns an errno; EEXIST: not by us. A name can be given to another file until the very step: then it is undone. */
+static int replace_base(VmfReceiving *r)
+{
+    if (!is_at(r->base_fd, r->path))
+        return EEXIST;
+    if (!exchange(r)) {
+        if (!is_no_step_here(errno))
+            return errno;
+        return rename(r->partial, r->path) == 0 ? 0 : errno;
+    }
+    r->base_is_aside = is_at(r->base_fd, r->partial);
+    if (r->base_is_aside)
+        return 0;
+    exchange(r);
+    return EEXIST;
+}
+
 static bool take_name(VmfDisk *disk, VmfReceiving *r, GError **error)
 {
-    if (!r->partial || (r->onto_base && !r->named_partial))
+    int err = 0;
+
+    if (!r->partial)
         return true;
-    r->base_is_aside = r->base_fd >= 0 && exchange(r);
-    if ((r->base_is_aside || rename(r->partial, r->path) == 0) && sync_directory(r->path))
+    if (r->onto_base && !r->named_partial)
+        return is_at(disk->lock_fd, r->path) || replaced(disk, error);
+    if (!is_at(disk->lock_fd, r->partial))
+        err = EEXIST;
+    else if (r->base_fd >= 0)
+        err = replace_base(r);
+    else if (!move_to_free(r->partial, r->path))
+        err = errno;
+    if (err == EEXIST)
+        return replaced(disk, error);
+    if (!err && sync_directory(r->path))
         return true;
-    return vmf_disk_error(disk, VMF_ERROR_IO, "take its name", g_strerror(errno), error);
+    return vmf_disk_error(disk, VMF_ERROR_IO, "take its name", g_strerror(err ? err : errno), error);
 }
 
 static bool make_durable(const VmfDisk *disk, GError **error)
@@ -491,22 +568,6 @@ bool vmf_disk_receive_commit(VmfDisk *disk, GError **error)
     return done;
 }
 
-/* Never onto what another has put there. Where there is no such step, that is looked at just before. */
-static bool move_to_free(const char *from, const char *to)
-{
-    struct stat found;
-
-    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
-        return true;
-    if (errno != EINVAL && errno != ENOSYS)
-        return false;
-    if (lstat(to, &found) == 0)
-        errno = EEXIST;
-    else if (errno == ENOENT)
-        return rename(from, to) == 0;
-    return false;
-}
-
 /* Whoever writes under the other name by now keeps it. Then a copy goes, as nobody needs it; a base is somebody's. */
 static bool leave_path(const VmfReceiving *r)
 {
@@ -516,12 +577,9 @@ static bool leave_path(const VmfReceiving *r)
 /* Another may have the name by now: then it is left alone. */
 static void lose_name(const VmfReceiving *r, int fd)
 {
-    struct stat own, found;
-
-    if (!r->partial || !r->committed || (r->onto_base && !r->named_partial) || fd < 0 || fstat(fd, &own) < 0 || stat(r->path, &found) < 0 ||
-        own.st_ino != found.st_ino || own.st_dev != found.st_dev)
+    if (!r->partial || !r->committed || (r->onto_base && !r->named_partial) || !is_at(fd, r->path))
         return;
-    if (r->base_is_aside ? exchange(r) : leave_path(r))
+    if (r->base_is_aside && is_at(r->base_fd, r->partial) ? exchange(r) : leave_path(r))
         sync_directory(r->path);
 }
 
@@ -545,7 +603,7 @@ void vmf_disk_receive_end(VmfDisk *disk, VmfReceiveEnd how)
     VmfReceiving *r = disk->receiving;
     if (r && how == VMF_RECEIVE_DROPPED)
         drop(disk);
-    else if (r && how == VMF_RECEIVE_KEPT && r->base_is_aside)
+    else if (r && how == VMF_RECEIVE_KEPT && r->base_is_aside && is_at(r->base_fd, r->partial))
         unlink(r->partial);
     else if (r && how == VMF_RECEIVE_LEFT && !r->committed)
         give_up(disk);

@@ -44,7 +44,8 @@ bool vmf_disk_receive_is_new(const VmfDisk *disk);
 /* The place is another's still: the copy is written beside it, and has not been committed. */
 bool vmf_disk_receive_is_beside(const VmfDisk *disk);
 /* All writes of the copy have ended. From now on it is on stable storage and under its name, and the disk is acquired.
- * Others may use it meanwhile. */
+ * Others may use it meanwhile. VMF_ERROR_DISK_PLACE: at PATH is not what was there when it was begun (a file, or
+ * nothing), and what is there now stays. */
 bool vmf_disk_receive_commit(VmfDisk *disk, GError **error);
 
 typedef enum {

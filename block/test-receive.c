@@ -2,9 +2,11 @@
 /* The place of a copy, and who else comes there meanwhile. */
 #include "stream/test-storage-rig.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "block/disk.h"
@@ -53,6 +55,29 @@ static void assert_begins(const char *directory, const char *name, const char *t
     assert_string_equal(content, text);
 }
 
+static void rename_at(const char *directory, const char *from, const char *to)
+{
+    g_autofree char *old = path_at(directory, from), *new = path_at(directory, to);
+
+    assert_int_equal(rename(old, new), 0);
+}
+
+/* In place of libc's. What happens just before the step that changes names, once; or there is no such step. */
+static struct {
+    const char *directory, *from, *to;
+    bool is_missing;
+} names;
+
+int renameat2(int old_directory, const char *old, int new_directory, const char *new, unsigned flags)
+{
+    if (names.from)
+        rename_at(names.directory, names.from, names.to);
+    names.from = NULL;
+    if (names.is_missing)
+        errno = EINVAL;
+    return names.is_missing ? -1 : (int)syscall(SYS_renameat2, old_directory, old, new_directory, new, flags);
+}
+
 static VmfDisk *disk_at(const char *directory, const char *name, bool no_lock)
 {
     g_autofree char *uri = uri_at(directory, name);
@@ -91,6 +116,15 @@ static void assert_no_new_file(const char *directory, const char *name)
 
     assert_null(vmf_storage_open(uri, &options, &error));
     assert_non_null(strstr(error->message, "somebody else is writing it"));
+}
+
+static void commit_is_refused(VmfDisk *disk)
+{
+    g_autoptr(GError) error = NULL;
+
+    assert_false(vmf_disk_receive_commit(disk, &error));
+    assert_error(error, VMF_ERROR_DISK_PLACE);
+    vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
 }
 
 /* ---- whoever writes there already --------------------------------------------------------------------------------- */
@@ -195,6 +229,143 @@ static void test_dropped_beside_a_new_file(void **state)
     assert_begins(*state, "place", "backup");
 }
 
+/* ---- the place is another's by the end --------------------------------------------------------------------------- */
+
+static void test_free_place_that_is_taken(void **state)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        g_autoptr(VmfDisk) disk = disk_at(*state, "place", false);
+
+        names.is_missing = i == 1;
+        begin(disk, VMF_RECEIVE_ANEW);
+        put(*state, "place", "another's");
+        commit_is_refused(disk);
+        names.is_missing = false;
+        assert_begins(*state, "place", "another's");
+        assert_begins(*state, "place.partial", "");
+        rename_at(*state, "place", "other");
+    }
+}
+
+/* It was moved away, or another file was moved there: before the end, or in the middle of it. */
+static void test_file_that_is_replaced(void **state)
+{
+    enum { BEFORE, BETWEEN, WITHOUT_EXCHANGE, AWAY, N };
+
+    for (unsigned how = 0; how < N; how++) {
+        g_autoptr(VmfDisk) disk = NULL;
+
+        put(*state, "place", "old");
+        put(*state, "other", "another's");
+        disk = disk_at(*state, "place", false);
+        begin(disk, VMF_RECEIVE_ANEW);
+        if (how == AWAY)
+            rename_at(*state, "place", "away");
+        else if (how != BETWEEN)
+            rename_at(*state, "other", "place");
+        names.is_missing = how == WITHOUT_EXCHANGE;
+        if (how == BETWEEN) {
+            names.directory = *state;
+            names.from = "other";
+            names.to = "place";
+        }
+        commit_is_refused(disk);
+        names.is_missing = false;
+        assert_null(names.from);
+        if (how == AWAY)
+            assert_false(exists(*state, "place"));
+        else
+            assert_begins(*state, "place", "another's");
+        assert_begins(*state, "place.partial", "");
+    }
+}
+
+/* What waits to come back was replaced: nobody removes what has its name now. */
+static void test_what_waits_is_replaced(void **state)
+{
+    g_autoptr(VmfDisk) disk = NULL;
+
+    put(*state, "place", "old");
+    put(*state, "other", "another's");
+    disk = disk_at(*state, "place", false);
+    begin(disk, VMF_RECEIVE_ANEW);
+    assert_true(vmf_disk_receive_commit(disk, NULL));
+    rename_at(*state, "other", "place.partial");
+    vmf_disk_receive_end(disk, VMF_RECEIVE_KEPT);
+    assert_begins(*state, "place", "");
+    assert_begins(*state, "place.partial", "another's");
+}
+
+/* Nor is a copy the guest's disk whose own name has gone to another. */
+static void test_copy_that_is_replaced(void **state)
+{
+    g_autoptr(VmfDisk) disk = disk_at(*state, "place", false);
+
+    put(*state, "other", "another's");
+    begin(disk, VMF_RECEIVE_ANEW);
+    rename_at(*state, "other", "place.partial");
+    commit_is_refused(disk);
+    assert_false(exists(*state, "place"));
+    assert_begins(*state, "place.partial", "another's");
+}
+
+/* Ahead of the first change, or where there was none. */
+static void test_base_that_is_replaced(void **state)
+{
+    for (unsigned changed = 0; changed < 2; changed++) {
+        g_autoptr(VmfDisk) disk = NULL;
+        g_autoptr(GError) error = NULL;
+
+        put(*state, "place", "base");
+        put(*state, "other", "another's");
+        disk = disk_at(*state, "place", false);
+        begin(disk, VMF_RECEIVE_ONTO_BASE);
+        rename_at(*state, "other", "place");
+        if (changed) {
+            assert_false(vmf_disk_receive_change(disk, true, &error));
+            assert_error(error, VMF_ERROR_DISK_PLACE);
+            vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
+        } else {
+            commit_is_refused(disk);
+        }
+        assert_begins(*state, "place", "another's");
+        assert_false(exists(*state, "place.partial"));
+    }
+}
+
+static void test_without_such_a_step(void **state)
+{
+    g_autoptr(VmfDisk) disk = disk_at(*state, "place", false);
+    g_autoptr(GError) error = NULL;
+
+    names.is_missing = true;
+    for (unsigned i = 0; i < 2; i++) { /* onto nothing, and onto a file */
+        begin(disk, VMF_RECEIVE_ANEW);
+        assert_good(vmf_disk_receive_commit(disk, &error), error);
+        vmf_disk_receive_end(disk, VMF_RECEIVE_KEPT);
+        assert_begins(*state, "place", "");
+        assert_false(exists(*state, "place.partial"));
+        assert_true(vmf_disk_release(disk, NULL));
+    }
+    begin(disk, VMF_RECEIVE_ONTO_BASE);
+    assert_good(vmf_disk_receive_change(disk, true, &error), error);
+    assert_good(vmf_disk_receive_commit(disk, &error), error);
+    vmf_disk_receive_end(disk, VMF_RECEIVE_DROPPED);
+    assert_begins(*state, "place.partial", "");
+    assert_false(exists(*state, "place"));
+    names.is_missing = false;
+}
+
+static void test_link_to_nothing(void **state)
+{
+    g_autofree char *link = path_at(*state, "place");
+    g_autoptr(VmfDisk) disk = NULL;
+
+    assert_int_equal(symlink("nothing", link), 0);
+    disk = disk_at(*state, "place", false);
+    assert_refused(disk, VMF_RECEIVE_ANEW, VMF_ERROR_DISK_PLACE, "a link");
+}
+
 #define rig_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -206,6 +377,13 @@ int main(void)
         rig_test(test_base_keeps_a_new_file_out),
         rig_test(test_partial_of_two_names),
         rig_test(test_dropped_beside_a_new_file),
+        rig_test(test_free_place_that_is_taken),
+        rig_test(test_file_that_is_replaced),
+        rig_test(test_what_waits_is_replaced),
+        rig_test(test_copy_that_is_replaced),
+        rig_test(test_base_that_is_replaced),
+        rig_test(test_without_such_a_step),
+        rig_test(test_link_to_nothing),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);
