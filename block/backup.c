@@ -24,7 +24,10 @@
 #include <vmferry/error.h>
 
 #include "block/claim.h"
+#include "stream/clock.h"
 #include "stream/storage-uri.h"
+
+#define SILENCE_NS (30 * VMF_NS_PER_S)
 
 static bool refuse(const VmfDisk *disk, VmfErrorCode code, const char *what, const char *why, GError **error)
 {
@@ -103,6 +106,8 @@ void vmf_backup_fail(VmfBackup *backup, GError *error)
     else
         backup->error = error;
     backup->state = BACKUP_OVER;
+    if (backup->target)
+        vmf_storage_shutdown(backup->target); /* nobody waits for a server that says nothing */
     vmf_backup_wake(backup);
 }
 
@@ -142,6 +147,7 @@ static VmfStorage *open_storage(const VmfBackupOptions *options, bool buffered, 
         .mode = options->bitmap && !options->full ? VMF_STORAGE_MODIFY : VMF_STORAGE_CREATE,
         .connect = options->connect,
         .buffered = buffered,
+        .silence_ns = options->silence_ns ? options->silence_ns : SILENCE_NS,
     };
 
     return vmf_storage_open(options->target, &storage, error);
@@ -212,11 +218,14 @@ static VmfBackup *new_backup(VmfDisk *disk, const VmfBackupOptions *options)
     return backup;
 }
 
-/* The thread has ended, or there was none. */
+/* The thread has ended, or is the caller, or there was none. Who cancels meanwhile shuts the target down ahead of this or not at all. */
 static void close_target(VmfBackup *backup)
 {
     g_clear_pointer(&backup->queue, vmf_storage_queue_free);
-    g_clear_pointer(&backup->target, vmf_storage_free);
+    pthread_mutex_lock(&backup->lock);
+    VmfStorage *target = g_steal_pointer(&backup->target);
+    pthread_mutex_unlock(&backup->lock);
+    vmf_storage_free(target);
     vmf_claim_drop(&backup->target_lock);
 }
 

@@ -12,6 +12,7 @@
 
 #define OPTION_MAGIC UINT64_C(0x49484156454F5054) /* IHAVEOPT */
 #define REPLY_MAGIC UINT64_C(0x0003e889045565a9)
+#define SIMPLE_MAGIC 0x67446698u
 #define CHUNK_MAGIC 0x668e33efu
 #define COMMAND_MAGIC 0x25609513u
 #define OPTION_BYTES_MAX 4096u
@@ -20,12 +21,14 @@ enum { OPTION_GO = 7, OPTION_STRUCTURED = 8, OPTION_SET_CONTEXTS = 10 };
 enum { REPLY_DONE = 1, REPLY_INFO = 3, REPLY_CONTEXT = 4 };
 #define REPLY_UNKNOWN 0x80000001u
 enum { DISCONNECT = 2 };
+enum { HAS_FLAGS = 1, READ_ONLY = 2, SEND_FLUSH = 4 };
 
 struct VmfTestNbdServer {
     char *directory, *path, *uri;
     int listener;
     pthread_t thread;
     uint64_t size;
+    uint16_t flags; /* of the export */
     bool (*answer)(void *opaque, const VmfTestNbdCommand *command);
     void *opaque;
 };
@@ -98,7 +101,7 @@ static bool go(const VmfTestNbdServer *server, int fd)
 
     put(body, 0, 2); /* the export: */
     put(body, server->size, 8);
-    put(body, 1 | 2, 2); /* flags are there; for reading only */
+    put(body, server->flags, 2);
     return reply(fd, OPTION_GO, REPLY_INFO, body) && reply(fd, OPTION_GO, REPLY_DONE, NULL);
 }
 
@@ -130,6 +133,13 @@ static bool shake_hands(const VmfTestNbdServer *server, int fd, uint32_t *contex
 
 /* ---- commands ---------------------------------------------------------------------------------------------------- */
 
+static bool skip_data(int fd, uint32_t length)
+{
+    g_autofree uint8_t *data = g_malloc(length + 1);
+
+    return receive(fd, data, length);
+}
+
 static void serve(const VmfTestNbdServer *server, int fd)
 {
     VmfTestNbdCommand command = {.fd = fd};
@@ -142,6 +152,8 @@ static void serve(const VmfTestNbdServer *server, int fd)
         command.cookie = get(head + 8, 8);
         command.offset = get(head + 16, 8);
         command.length = (uint32_t)get(head + 24, 4);
+        if (command.type == VMF_TEST_NBD_WRITE && !skip_data(fd, command.length))
+            return;
         if (command.type == DISCONNECT || !server->answer(server->opaque, &command))
             return;
     }
@@ -164,6 +176,16 @@ void vmf_test_nbd_tell(const VmfTestNbdCommand *command, const uint32_t (*extent
     send_all(command->fd, bytes);
 }
 
+void vmf_test_nbd_tell_done(const VmfTestNbdCommand *command)
+{
+    g_autoptr(GByteArray) bytes = g_byte_array_new();
+
+    put(bytes, SIMPLE_MAGIC, 4);
+    put(bytes, 0, 4);
+    put(bytes, command->cookie, 8);
+    send_all(command->fd, bytes);
+}
+
 /* ---- beginning and end ------------------------------------------------------------------------------------------- */
 
 /* One client after the other, until the socket is shut down. */
@@ -179,7 +201,8 @@ static void *server_main(void *opaque)
     return NULL;
 }
 
-VmfTestNbdServer *vmf_test_nbd_server_new(uint64_t size, bool (*answer)(void *opaque, const VmfTestNbdCommand *command), void *opaque)
+static VmfTestNbdServer *server_new(uint64_t size, uint16_t flags, bool (*answer)(void *opaque, const VmfTestNbdCommand *command),
+                                    void *opaque)
 {
     VmfTestNbdServer *server = g_new0(VmfTestNbdServer, 1);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -188,6 +211,7 @@ VmfTestNbdServer *vmf_test_nbd_server_new(uint64_t size, bool (*answer)(void *op
     server->path = g_build_filename(server->directory, "socket", NULL);
     server->uri = g_strconcat("nbd:unix:", server->path, NULL);
     server->size = size;
+    server->flags = flags;
     server->answer = answer;
     server->opaque = opaque;
     server->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -196,6 +220,17 @@ VmfTestNbdServer *vmf_test_nbd_server_new(uint64_t size, bool (*answer)(void *op
         pthread_create(&server->thread, NULL, server_main, server) != 0)
         g_error("no NBD server for a test");
     return server;
+}
+
+VmfTestNbdServer *vmf_test_nbd_server_new(uint64_t size, bool (*answer)(void *opaque, const VmfTestNbdCommand *command), void *opaque)
+{
+    return server_new(size, HAS_FLAGS | READ_ONLY, answer, opaque);
+}
+
+VmfTestNbdServer *vmf_test_nbd_server_new_writable(uint64_t size, bool (*answer)(void *opaque, const VmfTestNbdCommand *command),
+                                                   void *opaque)
+{
+    return server_new(size, HAS_FLAGS | SEND_FLUSH, answer, opaque);
 }
 
 void vmf_test_nbd_server_free(VmfTestNbdServer *server)

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { VMF_TEST_NBD_READ = 0, VMF_TEST_NBD_STATUS = 7 };
+enum { VMF_TEST_NBD_READ = 0, VMF_TEST_NBD_WRITE = 1, VMF_TEST_NBD_FLUSH = 3, VMF_TEST_NBD_STATUS = 7 };
 
 typedef struct {
     int fd;
@@ -21,11 +21,16 @@ typedef struct VmfTestNbdServer VmfTestNbdServer;
 
 /* @answer: of each command; false: the server goes away. */
 VmfTestNbdServer *vmf_test_nbd_server_new(uint64_t size, bool (*answer)(void *opaque, const VmfTestNbdCommand *command), void *opaque);
+/* The same, and it may be written. @answer of a write: its data have been read. */
+VmfTestNbdServer *vmf_test_nbd_server_new_writable(uint64_t size, bool (*answer)(void *opaque, const VmfTestNbdCommand *command),
+                                                   void *opaque);
 /* The client has gone. */
 void vmf_test_nbd_server_free(VmfTestNbdServer *server);
 const char *vmf_test_nbd_server_uri(const VmfTestNbdServer *server);
 
 /* A block status chunk: (length, flags) of each extent. @last: the answer is complete. */
 void vmf_test_nbd_tell(const VmfTestNbdCommand *command, const uint32_t (*extents)[2], size_t n, bool last);
+/* That it is done: not of reads. */
+void vmf_test_nbd_tell_done(const VmfTestNbdCommand *command);
 
 #endif

@@ -38,6 +38,7 @@ typedef struct {
     void *opaque;
     bool force; /* a device is overwritten whatever it holds; otherwise not one with a filesystem or a partition table, where all
                    of the disk is copied. A device that is in use is not overwritten in any case */
+    int64_t silence_ns; /* an NBD server that says nothing for so long while it is waited for is given up: VMF_ERROR_IO; 0: 30 s */
 } VmfBackupOptions;
 
 /*
