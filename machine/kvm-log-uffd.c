@@ -124,7 +124,8 @@ static bool scan_those(VmfKvmLog *log, unsigned block, uint64_t first, uint64_t 
     struct vmf_page_region regions[REGIONS_MAX];
     struct vmf_pm_scan_arg arg = {
         .size = sizeof(arg),
-        .flags = protect ? VMF_PM_SCAN_WP_MATCHING : 0,
+        /* A mapping that has lost its registration would be passed over as clean. */
+        .flags = VMF_PM_SCAN_CHECK_WPASYNC | (protect ? VMF_PM_SCAN_WP_MATCHING : 0),
         .start = base + first * PAGE_SIZE,
         .end = base + end * PAGE_SIZE,
         .vec = (uintptr_t)regions,

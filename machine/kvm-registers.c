@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <vmferry/error.h>
-#include "machine/memory-guard.h"
 
 #define MSR_TSC 0x10u
 #define MSR_SYSTEM_TIME 0x4b564d01u /* kvmclock's */

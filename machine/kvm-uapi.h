@@ -16,6 +16,7 @@
 #define VMF_PAGE_IS_WRITTEN (1u << 1)
 #define VMF_PAGE_IS_THERE (1u << 3 | 1u << 4) /* present, swapped */
 #define VMF_PM_SCAN_WP_MATCHING (1u << 0)
+#define VMF_PM_SCAN_CHECK_WPASYNC (1u << 1) /* EPERM where a part is not registered so */
 
 struct vmf_page_region {
     __u64 start;
