@@ -40,7 +40,7 @@ typedef struct {
     /* file, and admin to change which it is */
     VmfStorage *storage;    /* NULL: there is none */
     VmfBitmapHeader header; /* as the file has it; lock as well to change it, either to read it */
-    bool broken;            /* it could be neither written nor removed */
+    bool broken;            /* it could be neither written nor removed, and has not taken all anew; no storage: nor is known which it is */
 
     /* admin */
     GPtrArray *staged; /* VmfBitmap, on their way in; NULL: none */

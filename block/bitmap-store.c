@@ -22,7 +22,9 @@
  * takes its name. Writes to regions at rest wait for that; those to others do not, since both files have their intents.
  *
  * A file that cannot be written would go on saying that all is as it was. It is removed then: its bitmaps are in memory
- * only from there on, and that is stated. One that can be neither written nor removed makes the guest's writes fail.
+ * only from there on, and that is stated. One that can be neither written nor removed is to take all anew: what it has
+ * of what it was given is not known, a sync that succeeds later does not say. Until then it may take intents, and no
+ * intent is dropped; the guest's writes that need one fail where it cannot have it.
  *
  * Stored at the disk's release, the file is no longer in use, has no intents, and has the time at which the disk's file
  * was changed last: whoever changes that without recording it makes what records inconsistent.
@@ -64,6 +66,23 @@ static bool remove_file(const VmfBitmaps *set, GError **error)
     return err == 0;
 }
 
+/* File held. What it has of what was given to it is not known: it says all of it again. */
+static void note_all_stale(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->lock);
+    for (guint i = 0; i < set->bitmaps->len; i++) {
+        VmfBitmap *bitmap = g_ptr_array_index(set->bitmaps, i);
+
+        memset(bitmap->stale, 0xff, (bitmap->n_pieces / 64 + 1) * 8);
+    }
+    set->header.in_use = false;
+    set->stores = set->storage || set->broken;
+    set->unsynced = (1ull << set->header.n_intent_pieces) - 1;
+    atomic_store(&set->waits, true);
+    vmf_bitmaps_set_records(set);
+    pthread_mutex_unlock(&set->lock);
+}
+
 /* Lock held. */
 static void stop_storing(VmfBitmaps *set)
 {
@@ -87,7 +106,20 @@ static bool give_up(VmfBitmaps *set, const GError *cause, GError **error)
     if (!set->broken)
         stop_storing(set);
     pthread_mutex_unlock(&set->lock);
+    if (set->broken)
+        note_all_stale(set);
     return !set->broken;
+}
+
+/* File held. It has all that memory has. */
+static void end_broken(VmfBitmaps *set)
+{
+    if (!set->broken)
+        return;
+    set->broken = false;
+    pthread_mutex_lock(&set->lock);
+    g_clear_pointer(&set->problem, g_free);
+    pthread_mutex_unlock(&set->lock);
 }
 
 /* ---- the file's sectors: file held ------------------------------------------------------------------------------- */
@@ -246,18 +278,26 @@ static bool write_use(VmfBitmaps *set, bool in_use, int64_t mtime_ns, GError **e
     return true;
 }
 
+static bool refuse_without_file(VmfBitmaps *set, uint64_t which, GError **error)
+{
+    put_unsynced(set, which);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "disk %s: bitmaps: %s", set->disk, set->problem);
+    return false;
+}
+
+/* One that is broken may take intents again, and has not taken the bits with that. */
 static bool commit(VmfBitmaps *set, GError **error)
 {
     g_autoptr(GError) cause = NULL;
     uint64_t which = take_unsynced(set);
 
+    if (set->broken && !set->storage)
+        return refuse_without_file(set, which, error);
     if (!which || !set->storage)
         return true;
     if ((set->header.in_use || write_use(set, true, 0, &cause)) &&
-        write_intents(set, set->storage, &set->header, which, &cause) && vmf_storage_flush(set->storage, &cause)) {
-        set->broken = false;
+        write_intents(set, set->storage, &set->header, which, &cause) && vmf_storage_flush(set->storage, &cause))
         return true;
-    }
     if (give_up(set, cause, error))
         return true;
     put_unsynced(set, which);
@@ -316,7 +356,10 @@ static bool write_stale(VmfBitmaps *set, GError **error)
 static bool write_rest(VmfBitmaps *set, GError **error)
 {
     pthread_mutex_lock(&set->file);
-    return file_unlock(set, write_intents(set, set->storage, &set->header, drop_intents_at_rest(set), error));
+    if (!set->broken)
+        return file_unlock(set, write_intents(set, set->storage, &set->header, drop_intents_at_rest(set), error));
+    g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s", set->problem); /* it may have been this sync that failed */
+    return file_unlock(set, false);
 }
 
 static bool is_storing(VmfBitmaps *set)
@@ -327,12 +370,22 @@ static bool is_storing(VmfBitmaps *set)
     return stores;
 }
 
+static bool is_broken(VmfBitmaps *set)
+{
+    pthread_mutex_lock(&set->file);
+    return file_unlock(set, set->broken);
+}
+
+static bool heal(VmfBitmaps *set, GError **error);
+
 /* The file is not held while it syncs: whoever commits meanwhile syncs himself. */
 bool vmf_bitmaps_clean(VmfBitmaps *set, GError **error)
 {
     g_autoptr(GError) cause = NULL;
 
-    if (!is_storing(set) || set->broken)
+    if (is_broken(set))
+        return heal(set, error);
+    if (!is_storing(set))
         return true;
     forget_touched(set);
     if (write_stale(set, &cause) && vmf_storage_flush(set->storage, &cause) && write_rest(set, &cause))
@@ -371,7 +424,7 @@ static void *cleaner_main(void *opaque)
 
     pthread_mutex_lock(&set->lock);
     while (sleep_until_clean(set)) {
-        bool due = has_intents(set);
+        bool due = has_intents(set) || set->unsynced; /* of a broken one too */
 
         pthread_mutex_unlock(&set->lock);
         /* Who has it may be waiting for this thread to end. */
@@ -444,22 +497,6 @@ static bool fill_file(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeade
            vmf_storage_flush(storage, error);
 }
 
-/* The old file was not written: it has less than was taken for the new one. */
-static void note_all_stale(VmfBitmaps *set)
-{
-    pthread_mutex_lock(&set->lock);
-    for (guint i = 0; i < set->bitmaps->len; i++) {
-        VmfBitmap *bitmap = g_ptr_array_index(set->bitmaps, i);
-
-        memset(bitmap->stale, 0xff, (bitmap->n_pieces / 64 + 1) * 8);
-    }
-    set->stores = set->storage != NULL;
-    set->unsynced = (1ull << set->header.n_intent_pieces) - 1;
-    atomic_store(&set->waits, true);
-    vmf_bitmaps_set_records(set);
-    pthread_mutex_unlock(&set->lock);
-}
-
 /* File held. */
 static bool replace_file(VmfBitmaps *set, uint32_t n, GError **error)
 {
@@ -476,13 +513,15 @@ static bool replace_file(VmfBitmaps *set, uint32_t n, GError **error)
         return false;
     }
     if (!vmf_storage_commit(storage, &cause)) { /* which of the two has the name now is not known */
-        give_up(set, cause, NULL);
+        if (!give_up(set, cause, NULL))
+            g_clear_pointer(&set->storage, vmf_storage_free);
         g_propagate_error(error, g_steal_pointer(&cause));
         return false;
     }
     g_clear_pointer(&set->storage, vmf_storage_free);
     set->storage = g_steal_pointer(&storage);
     take_header(set, &header);
+    end_broken(set);
     return true;
 }
 
@@ -494,6 +533,7 @@ static bool drop_file(VmfBitmaps *set, GError **error)
     stop_storing(set);
     pthread_mutex_unlock(&set->lock);
     g_clear_pointer(&set->storage, vmf_storage_free);
+    end_broken(set);
     return true;
 }
 
@@ -513,6 +553,33 @@ bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error)
     if (!done)
         g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
     return file_unlock(set, done);
+}
+
+/* File held. The one that is there takes all that it is to have, where it is. */
+static bool refill(VmfBitmaps *set, GError **error)
+{
+    VmfBitmapHeader header = set->header;
+
+    header.in_use = true;
+    header.mtime_ns = 0;
+    if (!fill_file(set, set->storage, &header, error)) {
+        note_all_stale(set);
+        g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
+        return false;
+    }
+    take_header(set, &header);
+    end_broken(set);
+    return true;
+}
+
+/* Admin held. */
+static bool heal(VmfBitmaps *set, GError **error)
+{
+    pthread_mutex_lock(&set->file);
+    if (set->storage)
+        return file_unlock(set, refill(set, error));
+    pthread_mutex_unlock(&set->file);
+    return vmf_bitmaps_rewrite(set, error);
 }
 
 /* ---- beginning and end ------------------------------------------------------------------------------------------- */

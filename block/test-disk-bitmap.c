@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -125,11 +126,22 @@ static bool is_dirty(VmfDisk *disk, const char *name, uint64_t at)
     return length > 0 && offset == at;
 }
 
-static void clean(VmfDisk *disk)
+static bool try_clean(VmfDisk *disk)
 {
     pthread_mutex_lock(&disk->bitmaps->admin);
-    assert_true(vmf_bitmaps_clean(disk->bitmaps, NULL));
+    bool done = vmf_bitmaps_clean(disk->bitmaps, NULL);
     pthread_mutex_unlock(&disk->bitmaps->admin);
+    return done;
+}
+
+static void clean(VmfDisk *disk)
+{
+    assert_true(try_clean(disk));
+}
+
+static bool has_intent(const VmfDisk *disk, unsigned region)
+{
+    return disk->bitmaps->intents[0] >> region & 1;
 }
 
 /* ---- 10,000 operations against a model --------------------------------------------------------------------------- */
@@ -537,6 +549,126 @@ static void test_file_that_cannot_be_written_is_given_up(void **state)
     assert_true(vmf_disk_remove_bitmap(rig->disk, "records", NULL));
 }
 
+/* A file that cannot be removed: a directory has its name. It is open, and under another name meanwhile. */
+static void take_name_away(const Rig *rig)
+{
+    g_autofree char *path = file_of(rig), *kept = g_strconcat(path, ".kept", NULL);
+
+    assert_int_equal(rename(path, kept), 0);
+    assert_int_equal(mkdir(path, 0700), 0);
+}
+
+static void give_name_back(const Rig *rig)
+{
+    g_autofree char *path = file_of(rig), *kept = g_strconcat(path, ".kept", NULL);
+
+    assert_int_equal(rmdir(path), 0);
+    assert_int_equal(rename(kept, path), 0);
+}
+
+/* Admin held, so that nobody else did so meanwhile; no more when it returns. */
+static void clean_twice(VmfDisk *disk)
+{
+    assert_true(vmf_bitmaps_clean(disk->bitmaps, NULL) && vmf_bitmaps_clean(disk->bitmaps, NULL));
+    pthread_mutex_unlock(&disk->bitmaps->admin);
+}
+
+/* Bits that the file did not take are not forgotten when it takes the next thing. */
+static void test_failed_write_of_bits_is_made_again(void **state)
+{
+    const Rig *rig = *state;
+    VmfBitmapHeader header;
+
+    vmf_bitmap_header_init(&header, DISK_BYTES);
+    header.n_bitmaps = 1;
+    VmfStorageFault once = {.kind = VMF_STORAGE_FAULT_ERROR,
+                            .on = VMF_STORAGE_FAULT_ON(VMF_REQUEST_WRITE),
+                            .times = 1,
+                            .offset = vmf_bitmap_file_bits(&header) * VMF_BITMAP_SECTOR,
+                            .length = VMF_BITMAP_SECTOR};
+    add(rig->disk, "b", 512, true);
+    assert_true(vmf_disk_release(rig->disk, NULL));
+    vmf_bitmaps_set_wrap(rig->disk->bitmaps, put_fault, &once);
+    acquire(rig->disk);
+    pthread_mutex_lock(&rig->disk->bitmaps->admin);
+    assert_int_equal(run(rig->disk, VMF_DISK_WRITE, 0, 512), 0);
+    take_name_away(rig);
+    assert_false(vmf_bitmaps_clean(rig->disk->bitmaps, NULL));
+    assert_int_equal(run(rig->disk, VMF_DISK_WRITE, 5 * MIB, 512), 0);
+    assert_true(has_intent(rig->disk, 0));
+    clean_twice(rig->disk);
+    assert_false(has_intent(rig->disk, 0));
+    g_autofree char *problem = vmf_disk_bitmaps_problem(rig->disk);
+    give_name_back(rig);
+    assert_true(vmf_disk_release(rig->disk, NULL));
+    acquire(rig->disk);
+    assert_true(is_dirty(rig->disk, "b", 0) && is_dirty(rig->disk, "b", 5 * MIB));
+    assert_int_equal(info_of(rig->disk, "b").dirty_bytes, 1024);
+    assert_null(problem);
+}
+
+/* What was written ahead of a sync that failed may not be there, and none that comes later says so again. */
+static void test_failed_sync_of_bits_is_made_again(void **state)
+{
+    const Rig *rig = *state;
+    VmfStorageFault once = {
+        .kind = VMF_STORAGE_FAULT_ERROR, .on = VMF_STORAGE_FAULT_ON(VMF_REQUEST_FLUSH), .times = 1, .length = G_MAXUINT32};
+    g_autofree char *path = file_of(rig), *kept = g_strconcat(path, ".kept", NULL), *crashed = NULL;
+    gsize length;
+
+    add(rig->disk, "b", 512, true);
+    assert_int_equal(run(rig->disk, VMF_DISK_WRITE, 0, 512), 0);
+    assert_true(g_file_get_contents(path, &crashed, &length, NULL)); /* an intent, and no bits */
+    assert_true(vmf_disk_release(rig->disk, NULL));
+    assert_true(g_file_set_contents(path, crashed, (gssize)length, NULL));
+    vmf_bitmaps_set_wrap(rig->disk->bitmaps, put_fault, &once);
+    acquire(rig->disk);
+    pthread_mutex_lock(&rig->disk->bitmaps->admin);
+    take_name_away(rig);
+    assert_false(vmf_bitmaps_clean(rig->disk->bitmaps, NULL));
+    int fd = open(kept, O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, crashed, length, 0), length); /* what it had written is lost */
+    close(fd);
+    assert_int_equal(run(rig->disk, VMF_DISK_WRITE, 5 * MIB, 512), 0);
+    clean_twice(rig->disk);
+    assert_false(has_intent(rig->disk, 0));
+    give_name_back(rig);
+    assert_true(vmf_disk_release(rig->disk, NULL));
+    acquire(rig->disk);
+    assert_true(is_dirty(rig->disk, "b", 0) && is_dirty(rig->disk, "b", 5 * MIB));
+}
+
+/* The next file cannot take the name, and what has it cannot be removed. */
+static VmfStorage *put_commit_fault(VmfStorage *storage, void *opaque, GError **error)
+{
+    const VmfStorageFault bad = {.kind = VMF_STORAGE_FAULT_ERROR, .on = VMF_STORAGE_FAULT_ON_COMMIT, .length = G_MAXUINT32};
+
+    take_name_away(opaque);
+    return vmf_storage_fault_new(storage, &bad, 1, error);
+}
+
+/* Which of two files has the name is not known: no write passes until there is one that has all. */
+static void test_no_write_passes_without_a_file(void **state)
+{
+    Rig *rig = *state;
+
+    add(rig->disk, "b", 512, true);
+    vmf_bitmaps_set_wrap(rig->disk->bitmaps, put_commit_fault, rig);
+    assert_false(try_add(rig->disk, "c", 512, true, NULL));
+    assert_true(run(rig->disk, VMF_DISK_WRITE, 0, 512) > 0);
+    assert_true(run(rig->disk, VMF_DISK_WRITE, 0, 512) > 0);
+    pthread_mutex_lock(&rig->disk->bitmaps->admin); /* nobody else opens a file meanwhile */
+    vmf_bitmaps_set_wrap(rig->disk->bitmaps, NULL, NULL);
+    pthread_mutex_unlock(&rig->disk->bitmaps->admin);
+    assert_false(try_clean(rig->disk));
+    give_name_back(rig);
+    assert_true(try_clean(rig->disk));
+    assert_int_equal(run(rig->disk, VMF_DISK_WRITE, 5 * MIB, 512), 0);
+    assert_true(vmf_disk_release(rig->disk, NULL));
+    acquire(rig->disk);
+    assert_true(is_dirty(rig->disk, "b", 5 * MIB));
+}
+
 static void test_new_file_that_cannot_be_written_changes_nothing(void **state)
 {
     const Rig *rig = *state;
@@ -559,11 +691,6 @@ static void test_new_file_that_cannot_be_written_changes_nothing(void **state)
 }
 
 /* ---- what a clean file must still say ---------------------------------------------------------------------------- */
-
-static bool has_intent(const VmfDisk *disk, unsigned region)
-{
-    return disk->bitmaps->intents[0] >> region & 1;
-}
 
 /* The bit was cleared while the write was under way, and is set again when it has ended: until then the intent says it.
  */
@@ -641,6 +768,9 @@ int main(void)
         rig_test(test_damage_is_never_clean),
         rig_test(test_file_that_cannot_be_opened),
         rig_test(test_file_that_cannot_be_written_is_given_up),
+        rig_test(test_failed_write_of_bits_is_made_again),
+        rig_test(test_failed_sync_of_bits_is_made_again),
+        rig_test(test_no_write_passes_without_a_file),
         rig_test(test_new_file_that_cannot_be_written_changes_nothing),
         rig_test(test_intent_stays_while_a_write_is_under_way),
         rig_test(test_write_under_way_when_the_bitmap_came),
