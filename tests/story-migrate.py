@@ -233,10 +233,9 @@ def does_not_converge(stage, name, limit=()):
     work = ('--guest', 'dirty=100M,set=512K')
     target = stage.host(f'b-{name}').run('vm', *work, '--incoming', 'tcp:127.0.0.1:0')
     source = stage.host(f'a-{name}').run('vm', *work)
-    client = source.qmp()
-    client.run('migrate-set-parameters', max_cpu_throttle=90)
     story.wait_until(lambda: source.status()['pages_written'] > 1024, 'pages written')
-    process = source.host.start('migrate', 'vm', target.uri, '--max-bandwidth', '2M', '--json', *limit)
+    assert migrate(source, target, '--max-cpu-throttle', '100').code == 2
+    process = source.host.start('migrate', 'vm', target.uri, '--max-bandwidth', '2M', '--max-cpu-throttle', '90', '--json', *limit)
     if not limit:
         story.wait_until(lambda: 'will not converge, because the guest writes ' in
                          ((source.status()['migration'] or {}).get('converge_reason') or ''), 'it in words')

@@ -17,7 +17,7 @@ static const char description[] = "Moves the guest of machine NAME, running, to 
 
 typedef struct {
     char *channels, *downtime_limit, *max_bandwidth, *audit, *stream_version, *switchover_timeout, *timeout, *then;
-    char *disks, *incremental, *bitmaps, *disk_latency_goal;
+    char *disks, *incremental, *bitmaps, *disk_latency_goal, *max_cpu_throttle;
     gboolean dry_run, one_way, keep, detach, pause, insecure, verify_disks, mirror;
     int progress_fd;
 } Options;
@@ -33,7 +33,8 @@ static void clear(Migrate *migrate)
     Options *o = &migrate->options;
     char *strings[] = {o->channels,       o->downtime_limit,     o->max_bandwidth, o->audit,
                        o->stream_version, o->switchover_timeout, o->timeout,       o->then,          o->disks,
-                       o->incremental,    o->bitmaps,            o->disk_latency_goal};
+                       o->incremental,    o->bitmaps,            o->disk_latency_goal,
+                       o->max_cpu_throttle};
 
     for (size_t i = 0; i < G_N_ELEMENTS(strings); i++)
         g_free(strings[i]);
@@ -52,6 +53,8 @@ static bool parse_options(Migrate *migrate, int argc, char **argv, int *exit_cod
          "TIME"},
         {"max-bandwidth", 0, 0, G_OPTION_ARG_STRING, &o->max_bandwidth, "Over all channels, a second (no limit)",
          "SIZE"},
+        {"max-cpu-throttle", 0, 0, G_OPTION_ARG_STRING, &o->max_cpu_throttle,
+         "Slow a guest that writes too fast by no more than this; 0: never (99)", "PERCENT"},
         {"audit", 0, 0, G_OPTION_ARG_STRING, &o->audit, "Compare all memory: after, before the guest runs, off (after)",
          "WHEN"},
         {"dry-run", 0, 0, G_OPTION_ARG_NONE, &o->dry_run,
@@ -96,12 +99,18 @@ static bool parse_stream_version(const char *text, uint64_t *value, GError **err
     return vmf_parse_number(text, 2, 3, value, error);
 }
 
+static bool parse_percent(const char *text, uint64_t *value, GError **error)
+{
+    return vmf_parse_number(text, 0, 99, value, error);
+}
+
 static json_t *parameters_of(const Options *o, GError **error)
 {
     const VmfOutgoingOption table[] = {
         {o->channels, "--channels", "multifd-channels", vmf_outgoing_parse_channels},
         {o->downtime_limit, "--downtime-limit", "x-vmferry-downtime-limit-ns", vmf_parse_duration},
         {o->max_bandwidth, "--max-bandwidth", "max-bandwidth", vmf_parse_size},
+        {o->max_cpu_throttle, "--max-cpu-throttle", "max-cpu-throttle", parse_percent},
         {o->stream_version, "--stream-version", "x-vmferry-stream-version", parse_stream_version},
         {o->switchover_timeout, "--switchover-timeout", "x-vmferry-switchover-timeout-ns", vmf_parse_duration},
         {o->disk_latency_goal, "--disk-latency-goal", "x-vmferry-disk-latency-goal-ns", vmf_parse_duration},
