@@ -29,7 +29,8 @@ typedef struct VmfReceiving {
     char *path;         /* where links lead to; NULL: an export */
     char *partial;      /* NULL: written in place */
     int base_fd;        /* what is to be replaced, locked; -1: nothing */
-    bool base_is_aside; /* committed: it is under the other name */
+    bool has_name;      /* taken from the other one, or from nobody */
+    bool base_is_aside; /* then: it is under the other name */
     bool onto_base;
     bool named_partial; /* onto a base: that is its name now */
     char *signature;    /* onto a base: what may not be replaced unless it is proven; NULL: nothing */
@@ -423,17 +424,6 @@ bool vmf_disk_receive_is_beside(const VmfDisk *disk)
 
 /* ---- the end ----------------------------------------------------------------------------------------------------- */
 
-static bool sync_directory(const char *path)
-{
-    g_autofree char *directory = g_path_get_dirname(path);
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool synced = fd >= 0 && fsync(fd) == 0;
-
-    if (fd >= 0)
-        close(fd);
-    return synced;
-}
-
 /* Each takes the other's name. False: there is no such step here. */
 static bool exchange(const VmfReceiving *r)
 {
@@ -476,25 +466,36 @@ static bool replaced(const VmfDisk *disk, GError **error)
                    "what is there is not what was there when the copy began: another has put it there, or took it away");
 }
 
+/* Each file is still where it was when it was begun, and a place that was free still is. */
+static bool check_names(const VmfDisk *disk, const VmfReceiving *r, GError **error)
+{
+    bool at_path = r->onto_base && !r->named_partial;
+    struct stat found;
+
+    if (!r->partial)
+        return true;
+    if (is_at(disk->lock_fd, at_path ? r->path : r->partial) &&
+        (at_path || (r->base_fd >= 0 ? is_at(r->base_fd, r->path) : lstat(r->path, &found) < 0)))
+        return true;
+    return replaced(disk, error);
+}
+
 /* What has the other name goes, unless another writes it. */
 static bool name_partial(VmfDisk *disk, VmfReceiving *r, GError **error)
 {
     GError *failed = NULL;
-    int fd = open_partial(disk, r->partial, 0, &failed);
+    int err, fd = open_partial(disk, r->partial, 0, &failed);
 
     if (failed) {
         g_propagate_error(error, failed);
         return false;
     }
-    bool ours = is_at(disk->lock_fd, r->path);
-    r->named_partial = ours && rename(r->path, r->partial) == 0;
-    bool done = r->named_partial && sync_directory(r->path);
-    if (!ours)
-        replaced(disk, error);
-    else if (!done)
-        vmf_disk_error(disk, VMF_ERROR_IO, "mark the base as partial", g_strerror(errno), error);
+    r->named_partial = rename(r->path, r->partial) == 0;
+    err = r->named_partial ? vmf_bitmaps_sync_directory_of(r->path) : errno;
+    if (err && r->named_partial)
+        r->named_partial = !move_to_free(r->partial, r->path);
     unlock_and_close(&fd);
-    return done;
+    return !err || vmf_disk_error(disk, VMF_ERROR_IO, "mark the base as partial", g_strerror(err), error);
 }
 
 bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error)
@@ -503,14 +504,13 @@ bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error)
 
     if (r->signature && !proven && !disk->overwrite)
         return problem(error, VMF_ERROR_DISK_PLACE, disk, r->signature);
-    return !r->onto_base || (void_bitmaps(disk, r, error) && (!r->partial || r->named_partial || name_partial(disk, r, error)));
+    return !r->onto_base || (check_names(disk, r, error) && void_bitmaps(disk, r, error) &&
+                             (!r->partial || r->named_partial || name_partial(disk, r, error)));
 }
 
 /* Returns an errno; EEXIST: not by us. A name can be given to another file until the very step: then it is undone. */
 static int replace_base(VmfReceiving *r)
 {
-    if (!is_at(r->base_fd, r->path))
-        return EEXIST;
     if (!exchange(r)) {
         if (!is_no_step_here(errno))
             return errno;
@@ -523,25 +523,43 @@ static int replace_base(VmfReceiving *r)
     return EEXIST;
 }
 
+/* Whoever writes under the other name by now keeps it. Then a copy goes, as nobody needs it; a base is somebody's. */
+static bool leave_path(const VmfReceiving *r)
+{
+    return move_to_free(r->path, r->partial) || (errno == EEXIST && !r->onto_base && unlink(r->path) == 0);
+}
+
+/* Another may have the name by now: then it is left alone. @fd: on the disk's file. */
+static void lose_name(VmfReceiving *r, int fd)
+{
+    if (!r->has_name || !is_at(fd, r->path))
+        return;
+    if (!(r->base_is_aside && is_at(r->base_fd, r->partial) ? exchange(r) : leave_path(r)))
+        return;
+    r->has_name = r->base_is_aside = false;
+    vmf_bitmaps_sync_directory_of(r->path);
+}
+
+/* Or nothing has changed, unless that cannot be undone either. */
 static bool take_name(VmfDisk *disk, VmfReceiving *r, GError **error)
 {
     int err = 0;
 
-    if (!r->partial)
+    if (!r->partial || (r->onto_base && !r->named_partial))
         return true;
-    if (r->onto_base && !r->named_partial)
-        return is_at(disk->lock_fd, r->path) || replaced(disk, error);
-    if (!is_at(disk->lock_fd, r->partial))
-        err = EEXIST;
-    else if (r->base_fd >= 0)
+    if (r->base_fd >= 0)
         err = replace_base(r);
     else if (!move_to_free(r->partial, r->path))
         err = errno;
     if (err == EEXIST)
         return replaced(disk, error);
-    if (!err && sync_directory(r->path))
+    r->has_name = !err;
+    if (!err)
+        err = vmf_bitmaps_sync_directory_of(r->path);
+    if (!err)
         return true;
-    return vmf_disk_error(disk, VMF_ERROR_IO, "take its name", g_strerror(err ? err : errno), error);
+    lose_name(r, disk->lock_fd);
+    return vmf_disk_error(disk, VMF_ERROR_IO, "take its name", g_strerror(err), error);
 }
 
 static bool make_durable(const VmfDisk *disk, GError **error)
@@ -556,7 +574,8 @@ bool vmf_disk_receive_commit(VmfDisk *disk, GError **error)
 {
     pthread_mutex_lock(&disk->ownership);
     VmfReceiving *r = disk->receiving;
-    bool done = r && disk->storage && make_durable(disk, error) && void_bitmaps(disk, r, error) && take_name(disk, r, error);
+    bool done = r && disk->storage && make_durable(disk, error) && check_names(disk, r, error) &&
+                void_bitmaps(disk, r, error) && take_name(disk, r, error);
     if (done) {
         g_autofree char *bitmaps = vmf_disk_bitmaps_path(disk, r->partial != NULL);
 
@@ -566,21 +585,6 @@ bool vmf_disk_receive_commit(VmfDisk *disk, GError **error)
     }
     pthread_mutex_unlock(&disk->ownership);
     return done;
-}
-
-/* Whoever writes under the other name by now keeps it. Then a copy goes, as nobody needs it; a base is somebody's. */
-static bool leave_path(const VmfReceiving *r)
-{
-    return move_to_free(r->path, r->partial) || (errno == EEXIST && !r->onto_base && unlink(r->path) == 0);
-}
-
-/* Another may have the name by now: then it is left alone. */
-static void lose_name(const VmfReceiving *r, int fd)
-{
-    if (!r->partial || !r->committed || (r->onto_base && !r->named_partial) || !is_at(fd, r->path))
-        return;
-    if (r->base_is_aside && is_at(r->base_fd, r->partial) ? exchange(r) : leave_path(r))
-        sync_directory(r->path);
 }
 
 static void drop(VmfDisk *disk)

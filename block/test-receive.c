@@ -66,7 +66,18 @@ static void rename_at(const char *directory, const char *from, const char *to)
 static struct {
     const char *directory, *from, *to;
     bool is_missing;
+    int sync_errno; /* of directories; 0: it works */
 } names;
+
+int fsync(int fd)
+{
+    struct stat status;
+
+    if (!names.sync_errno || fstat(fd, &status) < 0 || !S_ISDIR(status.st_mode))
+        return (int)syscall(SYS_fsync, fd);
+    errno = names.sync_errno;
+    return -1;
+}
 
 int renameat2(int old_directory, const char *old, int new_directory, const char *new, unsigned flags)
 {
@@ -366,6 +377,97 @@ static void test_link_to_nothing(void **state)
     assert_refused(disk, VMF_RECEIVE_ANEW, VMF_ERROR_DISK_PLACE, "a link");
 }
 
+/* Its bitmaps are another's too, and stay with it. */
+static void test_bitmaps_of_what_was_put_there(void **state)
+{
+    for (unsigned onto = VMF_RECEIVE_ANEW; onto <= VMF_RECEIVE_ONTO_BASE; onto++) {
+        g_autoptr(VmfDisk) disk = NULL;
+
+        put(*state, "place", "old");
+        put(*state, "other", "another's");
+        disk = disk_at(*state, "place", false);
+        begin(disk, onto);
+        rename_at(*state, "other", "place");
+        put(*state, "place.bitmaps", "vmf-bits of another");
+        commit_is_refused(disk);
+        assert_begins(*state, "place.bitmaps", "vmf-bits of another");
+    }
+}
+
+/* ---- the directory cannot be synced ------------------------------------------------------------------------------- */
+
+static void test_directories_that_nobody_syncs(void **state)
+{
+    g_autoptr(VmfDisk) disk = disk_at(*state, "place", false);
+    g_autoptr(GError) error = NULL;
+
+    names.sync_errno = EINVAL;
+    for (unsigned i = 0; i < 3; i++) { /* onto nothing, a file, and a base */
+        VmfReceiveOnto onto = i < 2 ? VMF_RECEIVE_ANEW : VMF_RECEIVE_ONTO_BASE;
+
+        begin(disk, onto);
+        if (onto == VMF_RECEIVE_ONTO_BASE)
+            assert_good(vmf_disk_receive_change(disk, true, &error), error);
+        assert_good(vmf_disk_receive_commit(disk, &error), error);
+        vmf_disk_receive_end(disk, VMF_RECEIVE_KEPT);
+        assert_begins(*state, "place", "");
+        assert_true(vmf_disk_release(disk, NULL));
+    }
+    names.sync_errno = 0;
+}
+
+/* Whatever is said about the copy then: what was there has its name back. */
+static void test_name_that_is_not_durable_is_given_back(void **state)
+{
+    for (unsigned how = VMF_RECEIVE_DROPPED; how <= VMF_RECEIVE_LEFT; how++) {
+        for (unsigned there = 0; there < 2; there++) {
+            g_autoptr(VmfDisk) disk = NULL;
+            g_autoptr(GError) error = NULL;
+
+            if (there)
+                put(*state, "place", "old");
+            disk = disk_at(*state, "place", false);
+            begin(disk, VMF_RECEIVE_ANEW);
+            names.sync_errno = EIO;
+            assert_false(vmf_disk_receive_commit(disk, &error));
+            names.sync_errno = 0;
+            assert_non_null(strstr(error->message, "Input/output error"));
+            vmf_disk_receive_end(disk, how);
+            assert_begins(*state, "place.partial", "");
+            if (there) {
+                assert_begins(*state, "place", "old");
+                rename_at(*state, "place", "other");
+            }
+            assert_false(exists(*state, "place"));
+        }
+    }
+}
+
+static void test_base_whose_name_is_not_durable(void **state)
+{
+    g_autoptr(VmfDisk) disk = NULL;
+    g_autoptr(GError) error = NULL;
+
+    put(*state, "place", "base");
+    disk = disk_at(*state, "place", false);
+    begin(disk, VMF_RECEIVE_ONTO_BASE);
+    names.sync_errno = EIO;
+    assert_false(vmf_disk_receive_change(disk, true, &error));
+    assert_error(error, VMF_ERROR_IO);
+    assert_begins(*state, "place", "base");
+    names.sync_errno = 0;
+    assert_good(vmf_disk_receive_change(disk, true, &error), error);
+    names.sync_errno = EIO;
+    assert_false(vmf_disk_receive_commit(disk, &error));
+    assert_error(error, VMF_ERROR_IO);
+    names.sync_errno = 0;
+    assert_begins(*state, "place.partial", "base");
+    assert_false(exists(*state, "place"));
+    assert_good(vmf_disk_receive_commit(disk, &error), error);
+    vmf_disk_receive_end(disk, VMF_RECEIVE_KEPT);
+    assert_begins(*state, "place", "base");
+}
+
 #define rig_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -384,6 +486,10 @@ int main(void)
         rig_test(test_base_that_is_replaced),
         rig_test(test_without_such_a_step),
         rig_test(test_link_to_nothing),
+        rig_test(test_bitmaps_of_what_was_put_there),
+        rig_test(test_directories_that_nobody_syncs),
+        rig_test(test_name_that_is_not_durable_is_given_back),
+        rig_test(test_base_whose_name_is_not_durable),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);
