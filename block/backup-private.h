@@ -5,6 +5,7 @@
 
 #include <vmferry/backup.h>
 
+#include "block/claim.h"
 #include "block/disk-private.h"
 #include "block/units.h"
 
@@ -41,6 +42,9 @@ struct VmfBackup {
 
     VmfStorage *target;
     bool fresh;      /* it reads as zeros where nothing is written */
+    char *target_path; /* NULL: an export */
+    char *target_uri;  /* and then this too */
+    VmfClaimKind claim;
     int target_lock; /* -1: none */
     pthread_t thread;
     bool gated; /* the disk has its gate */

@@ -23,7 +23,6 @@
 #include <sys/stat.h>
 #include <vmferry/error.h>
 
-#include "block/claim.h"
 #include "stream/clock.h"
 #include "stream/storage-uri.h"
 
@@ -120,6 +119,13 @@ static VmfClaimKind claim_of(const VmfBackupOptions *options)
     return options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE;
 }
 
+static bool named(const VmfBackup *backup, bool done, GError **error)
+{
+    if (!done)
+        g_prefix_error(error, "disk %s: backup: ", backup->disk->name);
+    return done;
+}
+
 /* What is there already: not the disk itself, and nothing that is in use. */
 static bool check_target_file(VmfBackup *backup, const char *path, const VmfBackupOptions *options, GError **error)
 {
@@ -128,10 +134,10 @@ static bool check_target_file(VmfBackup *backup, const char *path, const VmfBack
     if (backup->disk->path && stat(path, &target) == 0 && stat(backup->disk->path, &own) == 0 &&
         target.st_dev == own.st_dev && target.st_ino == own.st_ino)
         return refuse(backup->disk, VMF_ERROR_USAGE, options->target, "it is the disk itself", error);
-    if (vmf_claim_take(path, claim_of(options), options->target, &backup->target_lock, error))
-        return true;
-    g_prefix_error(error, "disk %s: backup: ", backup->disk->name);
-    return false;
+    backup->target_path = g_strdup(path);
+    backup->target_uri = g_strdup(options->target);
+    backup->claim = claim_of(options);
+    return named(backup, vmf_claim_take(path, backup->claim, options->target, &backup->target_lock, error), error);
 }
 
 static bool check_target(VmfBackup *backup, const VmfBackupOptions *options, GError **error)
@@ -139,6 +145,18 @@ static bool check_target(VmfBackup *backup, const VmfBackupOptions *options, GEr
     g_autoptr(VmfStorageUri) uri = vmf_storage_uri_parse(options->target, error);
 
     return uri && (uri->kind != VMF_STORAGE_URI_FILE || check_target_file(backup, uri->path, options, error));
+}
+
+/* A base that is changed has its name. */
+static bool renew_claim(VmfBackup *backup, GError **error)
+{
+    return !backup->target_path || backup->claim == VMF_CLAIM_CHANGE ||
+           named(backup, vmf_claim_renew(backup->target_path, backup->claim, backup->target_uri, &backup->target_lock, error), error);
+}
+
+static bool commit_target(VmfBackup *backup, GError **error)
+{
+    return renew_claim(backup, error) && vmf_storage_commit(backup->target, error);
 }
 
 static VmfStorage *open_storage(const VmfBackupOptions *options, bool buffered, GError **error)
@@ -236,6 +254,8 @@ static void clear(VmfBackup *backup)
     pthread_mutex_destroy(&backup->lock);
     vmf_disk_units_clear(&backup->units);
     g_clear_error(&backup->error);
+    g_free(backup->target_path);
+    g_free(backup->target_uri);
     g_free(backup->bitmap);
     g_free(backup);
 }
@@ -321,7 +341,7 @@ static void *backup_main(void *opaque)
 
     leave_gate(backup); /* no write need wait for the target to sync */
     if (copied)
-        vmf_storage_commit(backup->target, &error);
+        commit_target(backup, &error);
     end_aside(backup, !settle(backup, error));
     close_target(backup);
     pthread_mutex_lock(&backup->lock);

@@ -68,6 +68,27 @@ bool vmf_claim_take(const char *path, VmfClaimKind kind, const char *name, int *
     return false;
 }
 
+static bool is_at(int fd, const char *path)
+{
+    struct stat claimed, found;
+
+    return fd >= 0 && fstat(fd, &claimed) == 0 && stat(path, &found) == 0 && claimed.st_dev == found.st_dev &&
+           claimed.st_ino == found.st_ino;
+}
+
+bool vmf_claim_renew(const char *path, VmfClaimKind kind, const char *name, int *fd, GError **error)
+{
+    int other;
+
+    if (is_at(*fd, path))
+        return true;
+    if (!vmf_claim_take(path, kind, name, &other, error))
+        return false;
+    vmf_claim_drop(fd);
+    *fd = other;
+    return true;
+}
+
 void vmf_claim_drop(int *fd)
 {
     if (*fd < 0)

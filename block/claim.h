@@ -21,6 +21,11 @@ typedef enum {
  * VMF_ERROR_UNSUPPORTED: no such locks there; VMF_ERROR_IO, also of a device that is to be changed and is in use.
  */
 bool vmf_claim_take(const char *path, VmfClaimKind kind, const char *name, int *fd, GError **error);
+/*
+ * Ahead of the rename that replaces it: what has come to @path since is claimed in the stead of what was there. Otherwise as
+ * vmf_claim_take(); false: *@fd is as it was.
+ */
+bool vmf_claim_renew(const char *path, VmfClaimKind kind, const char *name, int *fd, GError **error);
 /* *@fd may be -1, and is afterwards. */
 void vmf_claim_drop(int *fd);
 

@@ -499,6 +499,49 @@ static void test_full_onto_a_disk_in_use(void **state)
     check_backup(rig);
 }
 
+static bool acquire_there(VmfDisk **user, const char *uri)
+{
+    VmfDiskOptions options = {.size = sizeof(options), .uri = uri, .create_bytes = MIB};
+
+    *user = vmf_disk_open("user", &options, NULL);
+    return vmf_disk_acquire(*user, NULL);
+}
+
+/* What takes the target's name while a backup is under way is looked at as if it had been there. */
+static void test_target_that_comes_in_between(void **state)
+{
+    Rig *rig = *state;
+    g_autofree uint8_t *data = g_malloc0(DISK_BYTES);
+    g_autofree char *path = g_build_filename(rig->directory, "backup", NULL), *uri = uri_at(rig->directory, "backup");
+    struct stat status;
+
+    memset(data, 7, DISK_BYTES);
+    for (unsigned round = 0; round < 3; round++) {
+        g_autoptr(VmfDisk) user = NULL;
+        GError *error = NULL;
+
+        assert_int_equal(write_to(rig->disk, VMF_DISK_WRITE, 0, data, DISK_BYTES), 0);
+        if (round == 1)
+            assert_true(g_file_set_contents(path, "x", 1, NULL));
+        VmfBackup *backup = begin(rig, (VmfBackupOptions){.bytes_per_second = 1});
+        if (round == 1)
+            assert_int_equal(unlink(path), 0);
+        if (round < 2)
+            assert_true(acquire_there(&user, uri));
+        else
+            assert_true(g_file_set_contents(path, "x", 1, NULL));
+        assert_int_equal(write_to(rig->disk, VMF_DISK_WRITE, 0, data, DISK_BYTES), 0); /* all is copied ahead of it */
+        assert_true(vmf_backup_wait(backup, &error) == (round == 2));
+        vmf_backup_free(backup);
+        assert_int_equal(stat(path, &status), 0);
+        assert_int_equal(status.st_size, round < 2 ? MIB : DISK_BYTES);
+        assert_false(exists(rig, "backup.partial"));
+        if (round < 2)
+            assert_error(error, VMF_ERROR_LOCKED);
+        assert_int_equal(unlink(path), 0);
+    }
+}
+
 /* ---- killed in between ------------------------------------------------------------------------------------------- */
 
 static void clean(VmfDisk *disk)
@@ -596,6 +639,7 @@ int main(void)
         rig_test(test_unreadable_disk_fails_the_backup_alone),
         rig_test(test_targets_that_cannot_be),
         rig_test(test_full_onto_a_disk_in_use),
+        rig_test(test_target_that_comes_in_between),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);

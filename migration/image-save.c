@@ -178,13 +178,14 @@ static bool open_parent(VmfSource *source, Place *place, GError **error)
            vmf_image_parent_of_layer(place->chain, options->uri, source->static_data, &place->parent, error);
 }
 
+/* First ahead of all that is written, and again ahead of its taking the name. */
 static bool claim(Place *place, GError **error)
 {
     const VmfSaveOptions *options = &place->config->options;
+    VmfClaimKind kind = options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE;
     g_autoptr(VmfStorageUri) uri = vmf_storage_uri_parse(options->uri, error);
 
-    return uri && (uri->kind != VMF_STORAGE_URI_FILE ||
-                   vmf_claim_take(uri->path, options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE, options->uri, &place->claim, error));
+    return uri && (uri->kind != VMF_STORAGE_URI_FILE || vmf_claim_renew(uri->path, kind, options->uri, &place->claim, error));
 }
 
 static bool open_storage(VmfSource *source, Place *place, GError **error)
@@ -428,7 +429,7 @@ static bool commit(VmfSource *source, Place *place, GError **error)
 {
     if (!vmf_session_due(source->session, "source.image.commit", error) ||
         !vmf_session_check_cancelled(source->session, error) ||
-        (place->layer && !vmf_image_layer_close(place->layer, error)) ||
+        (place->layer && !vmf_image_layer_close(place->layer, error)) || !claim(place, error) ||
         !vmf_image_writer_finish(place->writer, place->header->data, place->header->len, place->tail->data,
                                  place->tail->len, NULL, error) ||
         !vmf_session_done(source->session, "source.image.commit", error))

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <cmocka.h>
 
 #include <vmferry/error.h>
@@ -442,6 +443,46 @@ static void a_save_cancelled_ahead_of_its_stop_leaves_nothing(void **state)
     assert_lives(machine);
 }
 
+static VmfDisk *disk_at(const char *path)
+{
+    g_autofree char *uri = g_strconcat("file:", path, NULL);
+    VmfDiskOptions options = {.size = sizeof(options), .uri = uri, .create_bytes = MIB};
+    VmfDisk *disk = vmf_disk_open("theirs", &options, NULL);
+
+    assert_true(disk && vmf_disk_acquire(disk, NULL));
+    return disk;
+}
+
+/* A disk is not replaced, whether it was there when the save began or has come since. */
+static void a_disk_that_is_in_use_is_not_replaced(void **state)
+{
+    for (unsigned comes_later = 0; comes_later < 2; comes_later++) {
+        g_autoptr(VmfMachine) machine = vmf_save_machine_running(16);
+        g_autoptr(VmfDisk) disk = NULL;
+        g_auto(VmfSaveRig) rig;
+        struct stat status;
+
+        vmf_save_rig_init(&rig);
+        rig.parameters.pause_before_switchover = comes_later;
+        if (!comes_later)
+            disk = disk_at(rig.path);
+        vmf_save_rig_start(&rig, vmf_machine_guest(machine));
+        if (comes_later) {
+            await_status(&rig, VMF_STATUS_PRE_SWITCHOVER);
+            disk = disk_at(rig.path);
+            assert_true(vmf_session_continue(rig.session, NULL));
+        }
+        assert_false(vmf_save_rig_finish(&rig));
+        assert_true(g_error_matches(rig.error, VMF_ERROR, VMF_ERROR_LOCKED));
+        assert_int_equal(rig.statistics.outcome, VMF_OUTCOME_FAILED);
+        assert_int_equal(stat(rig.path, &status), 0);
+        assert_int_equal(status.st_size, MIB);
+        assert_true(vmf_disk_release(disk, NULL));
+        rig.parameters.pause_before_switchover = false;
+        save(&rig, machine);
+    }
+}
+
 static void a_save_that_takes_too_long_is_given_up(void **state)
 {
     g_autoptr(VmfMachine) machine = vmf_save_machine_running(16);
@@ -470,6 +511,7 @@ int main(void)
         cmocka_unit_test(what_means_nothing_is_refused),
         cmocka_unit_test(a_cancelled_save_leaves_nothing),
         cmocka_unit_test(a_save_cancelled_ahead_of_its_stop_leaves_nothing),
+        cmocka_unit_test(a_disk_that_is_in_use_is_not_replaced),
         cmocka_unit_test(a_save_that_takes_too_long_is_given_up),
     };
 
