@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -304,6 +305,30 @@ char *vmf_disk_bitmaps_path(const VmfDisk *disk, bool is_file)
     if (disk->bitmaps_path)
         return g_strdup(disk->bitmaps_path);
     return is_file ? g_strconcat(disk->path, ".bitmaps", NULL) : NULL;
+}
+
+/* The file itself may be missing. */
+static char *without_links(const char *path)
+{
+    char *resolved = realpath(path, NULL);
+    g_autofree char *directory = g_path_get_dirname(path), *name = g_path_get_basename(path);
+    char *result;
+
+    if (!resolved && (resolved = realpath(directory, NULL)))
+        result = g_build_filename(resolved, name, NULL);
+    else
+        result = g_strdup(resolved ? resolved : path);
+    free(resolved);
+    return result;
+}
+
+char *vmf_disk_bitmaps_file(const VmfDisk *disk)
+{
+    struct stat status;
+    bool is_file = disk->path && (stat(disk->path, &status) < 0 || S_ISREG(status.st_mode));
+    g_autofree char *path = disk->read_only ? NULL : vmf_disk_bitmaps_path(disk, is_file);
+
+    return path ? without_links(path) : NULL;
 }
 
 /* A reader changes nothing, and may not touch what another records. */

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <vmferry/bitmap.h>
 #include <vmferry/error.h>
 
 #include "machine/machine-private.h"
@@ -116,6 +117,22 @@ static bool open_one(VmfMachine *m, const VmfMachineDiskConfig *config, GError *
     return add_to_guest(m, m->n_disks - 1, error);
 }
 
+/* Each would write the other's away. */
+static bool check_bitmaps(const VmfMachine *m, GError **error)
+{
+    for (unsigned i = 1; i < m->n_disks; i++) {
+        g_autofree char *file = vmf_disk_bitmaps_file(m->disks[i].disk);
+
+        for (unsigned other = 0; file && other < i; other++) {
+            g_autofree char *used = vmf_disk_bitmaps_file(m->disks[other].disk);
+            g_autofree char *why = g_strdup_printf("%s is the file of disk %s's bitmaps", file, vmf_disk_name(m->disks[other].disk));
+            if (g_strcmp0(file, used) == 0)
+                return refuse(m, vmf_disk_name(m->disks[i].disk), why, error);
+        }
+    }
+    return true;
+}
+
 bool vmf_disks_open(VmfMachine *m, const VmfMachineConfig *config, GError **error)
 {
     if (config->n_disks > GUEST_DISKS_MAX)
@@ -127,7 +144,7 @@ bool vmf_disks_open(VmfMachine *m, const VmfMachineConfig *config, GError **erro
     for (unsigned i = 0; i < config->n_disks; i++)
         if (!open_one(m, &config->disks[i], error))
             return false;
-    return check_work(m, config, error);
+    return check_bitmaps(m, error) && check_work(m, config, error);
 }
 
 void vmf_disks_close(VmfMachine *m)

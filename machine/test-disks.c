@@ -272,6 +272,32 @@ static void test_names_and_numbers_of_disks(void **state)
     assert_null(vmf_machine_new(&config, NULL)); /* no room for the program's buffers */
 }
 
+/* In each other's file they would write each other away. */
+static void test_one_file_of_bitmaps_is_of_one_disk(void **state)
+{
+    g_autofree char *directory = g_dir_make_tmp("vmferry-XXXXXX", NULL), *link_path = g_strconcat(directory, "-link", NULL);
+    g_autofree char *file = g_build_filename(directory, "map", NULL), *same = g_build_filename(link_path, "map", NULL);
+    g_autofree char *root = g_strdup_printf("file:%s/root", directory), *data = g_strdup_printf("file:%s/data", directory);
+    g_autofree char *beside = g_build_filename(directory, "root.bitmaps", NULL);
+    VmfMachineDiskConfig disks[2] = {{.name = "root", .uri = root, .create_bytes = DISK_BYTES},
+                                     {.name = "data", .uri = data, .create_bytes = DISK_BYTES}};
+    VmfMachineConfig config = {.name = "test", .memory_bytes = 1u << 20, .disks = disks, .n_disks = 2};
+    const char *const pairs[][2] = {{file, file}, {file, same}, {NULL, beside}, {file, beside}, {NULL, NULL}};
+
+    assert_int_equal(symlink(directory, link_path), 0);
+    for (size_t i = 0; i < G_N_ELEMENTS(pairs); i++) {
+        g_autoptr(GError) error = NULL;
+
+        disks[0].bitmaps = pairs[i][0];
+        disks[1].bitmaps = pairs[i][1];
+        g_autoptr(VmfMachine) machine = vmf_machine_new(&config, &error);
+        assert_int_equal(machine != NULL, i >= 3);
+        assert_true(machine || g_error_matches(error, VMF_ERROR, VMF_ERROR_USAGE));
+    }
+    g_unlink(link_path);
+    g_rmdir(directory);
+}
+
 #define rig_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -284,6 +310,7 @@ int main(void)
         rig_test(test_request_under_way_travels),
         rig_test(test_state_of_a_peer_is_checked),
         rig_test(test_names_and_numbers_of_disks),
+        rig_test(test_one_file_of_bitmaps_is_of_one_disk),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);

@@ -86,5 +86,11 @@ bool vmf_read_export_bitmap(const char *uri, VmfConnectFlags flags, const char *
  */
 char *vmf_disk_bitmaps_problem(VmfDisk *disk);
 
+/*
+ * The file that its persistent bitmaps are in, or would be, free of links; NULL: there is no place for them, or the disk is read-only. The
+ * caller's, to free. Two disks must not have one.
+ */
+char *vmf_disk_bitmaps_file(const VmfDisk *disk);
+
 G_END_DECLS
 #endif
