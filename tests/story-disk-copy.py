@@ -72,6 +72,21 @@ def disk_moves_with_the_guest(stage):
     works(machine)
 
 
+def what_is_left_behind_can_be_started(stage):
+    """docs/operations.rst says so, and what keeps it from that."""
+    source = source_of(stage, 'disk', 'host-a', '--lock', path_of(stage, 'lock'))
+    works(source)
+    target = target_of(stage, 'copy', 'host-b', '--lock', path_of(stage, 'lock'))
+    done(source.host, 'migrate', 'vm', target.uri, *COPY)
+    source.wait()
+    disk = ('--disk', f'root={path_of(stage, "disk")}')
+    refused = source.host.vmferry('run', 'vm', '--daemon', *GUEST, *disk, '--lock', path_of(stage, 'lock'))
+    assert refused.code == 1 and 'another holds it' in refused.stderr, refused
+    second = source.host.run('vm', *GUEST, *disk)
+    works(second)
+    works(target)
+
+
 def place_that_cannot_take_it(stage):
     """Smaller, in use, a filesystem: said before a byte moves, and by a dry run too; the guest stays."""
     source = source_of(stage, 'disk')
@@ -191,5 +206,6 @@ def disk_lies_in_a_stream(stage):
 
 
 if __name__ == '__main__':
-    story.run(disk_moves_with_the_guest, disk_lies_in_a_stream, place_that_cannot_take_it, disks_that_are_not_there,
-              handover_that_is_cut_leaves_one_disk, full_target_is_heard_of, programs_see_disks)
+    story.run(disk_moves_with_the_guest, disk_lies_in_a_stream, what_is_left_behind_can_be_started,
+              place_that_cannot_take_it, disks_that_are_not_there, handover_that_is_cut_leaves_one_disk,
+              full_target_is_heard_of, programs_see_disks)
