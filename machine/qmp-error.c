@@ -35,11 +35,23 @@ char *vmf_qmp_error_cause(const GError *error, const char *peer)
     return g_steal_pointer(&message);
 }
 
+/* A target that will not take a disk has the settings of its source. */
+const char *vmf_qmp_error_hint(const GError *error)
+{
+    const char *detail = NULL;
+
+    if (g_error_matches(error, VMF_ERROR, VMF_ERROR_INCOMPATIBLE) && !(detail = after(error->message, "target: refuses: ")))
+        detail = after(error->message, "static data: ");
+    if (!detail || !g_str_has_prefix(detail, "disk.place: "))
+        return vmf_error_hint(error);
+    return vmf_error_hint(&(GError){.domain = VMF_ERROR, .code = VMF_ERROR_DISK_PLACE});
+}
+
 json_t *vmf_qmp_error_object(const GError *error, const char *peer)
 {
     g_autofree char *message = g_utf8_make_valid(error->message, -1); /* it may quote a path, which is any bytes */
     g_autofree char *cause = vmf_qmp_error_cause(error, peer);
 
     return json_pack("{s:s,s:s,s:s,s:s}", "id", vmf_error_id(error), "message", message, "cause", cause, "hint",
-                     vmf_error_hint(error));
+                     vmf_qmp_error_hint(error));
 }

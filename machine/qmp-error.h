@@ -12,6 +12,9 @@
  */
 char *vmf_qmp_error_cause(const GError *error, const char *peer);
 
+/* What to do about it, by what it says first. Never NULL; static strings. */
+const char *vmf_qmp_error_hint(const GError *error);
+
 /* {id, message, cause, hint}, owned by the caller. */
 json_t *vmf_qmp_error_object(const GError *error, const char *peer);
 

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <vmferry/vmferry.h>
 
+#include "machine/qmp-error.h"
+
 #define GENERIC "GenericError"
 #define NOT_FOUND "CommandNotFound"
 
@@ -59,7 +61,7 @@ static json_t *refuse_error(const GError *error)
     json_t *body = json_object_get(response, "error");
 
     json_object_set_new(body, "x-vmferry-id", json_string(vmf_error_id(error)));
-    json_object_set_new(body, "x-vmferry-hint", json_string(vmf_error_hint(error)));
+    json_object_set_new(body, "x-vmferry-hint", json_string(vmf_qmp_error_hint(error)));
     return response;
 }
 

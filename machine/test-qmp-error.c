@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <string.h>
 #include <vmferry/error.h>
 
 #include "machine/qmp-error.h"
@@ -58,12 +59,31 @@ static void bytes_of_a_path_do_no_harm(void **state)
     json_decref(object);
 }
 
+/* A machine with other settings would not help. */
+static void a_place_is_hinted_at_as_a_place(void **state)
+{
+    g_autoptr(GError) here = g_error_new_literal(VMF_ERROR, VMF_ERROR_DISK_PLACE, "disk root: receive: x: it has swap");
+    g_autoptr(GError) place = g_error_new_literal(VMF_ERROR, VMF_ERROR_INCOMPATIBLE,
+                                                  "target: refuses: disk.place: disk root: receive: x: it has swap");
+    g_autoptr(GError) other = g_error_new_literal(VMF_ERROR, VMF_ERROR_INCOMPATIBLE,
+                                                  "target: refuses: memory.size: here 2, there 1; disk.place: disk root: x");
+    json_t *object = vmf_qmp_error_object(place, "target");
+
+    assert_string_equal(json_string_value(json_object_get(object, "hint")), vmf_error_hint(here));
+    assert_non_null(strstr(vmf_error_hint(here), "another place"));
+    assert_non_null(strstr(vmf_error_hint(here), "--force"));
+    json_decref(object);
+    object = vmf_qmp_error_object(other, "target");
+    assert_string_equal(json_string_value(json_object_get(object, "hint")), vmf_error_hint(other));
+    json_decref(object);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_cut_is_said_of_the_connection), cmocka_unit_test(what_does_not_fit_is_all_named),
         cmocka_unit_test(a_refused_handover_keeps_why),    cmocka_unit_test(other_messages_stay_whole),
-        cmocka_unit_test(bytes_of_a_path_do_no_harm),
+        cmocka_unit_test(bytes_of_a_path_do_no_harm),      cmocka_unit_test(a_place_is_hinted_at_as_a_place),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

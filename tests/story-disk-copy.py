@@ -108,6 +108,7 @@ def place_that_cannot_take_it(stage):
             if name == 'swap' and refused.code == 0:
                 raise story.Skip('built without libblkid')
             assert refused.code == 1 and 'disk.place' in refused.stderr and what in refused.stderr, refused
+            assert 'hint: name another place' in refused.stderr, refused
         assert before is None or content(stage, name) == before
         works(source)
     works(in_use)
