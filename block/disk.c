@@ -24,6 +24,7 @@
 #include <unistd.h>
 #include <vmferry/error.h>
 
+#include "block/bitmap-aside.h"
 #include "block/lock.h"
 #include "block/receive.h"
 
@@ -189,6 +190,20 @@ VmfDisk *vmf_disk_open(const char *name, const VmfDiskOptions *options, GError *
 
 /* ---- whose it is ------------------------------------------------------------------------------------------------- */
 
+/* Durably, before the new file has a size and is a disk: those of one that had this name before. */
+static bool void_bitmaps(const VmfDisk *disk, GError **error)
+{
+    g_autofree char *path = vmf_disk_bitmaps_path(disk, true);
+    VmfBitmapsAside aside = {NULL, NULL};
+
+    if (!vmf_bitmaps_aside_move(&aside, path, error)) {
+        vmf_bitmaps_aside_clear(&aside);
+        return false;
+    }
+    vmf_bitmaps_aside_remove(&aside);
+    return true;
+}
+
 /* Makes the file, where it is to be made. */
 static bool create_file(VmfDisk *disk, GError **error)
 {
@@ -199,14 +214,17 @@ static bool create_file(VmfDisk *disk, GError **error)
     fd = open(disk->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, 0600);
     if (fd < 0 && errno != EEXIST)
         return vmf_disk_error(disk, VMF_ERROR_IO, "create", g_strerror(errno), error);
-    if (fd >= 0 && (ftruncate(fd, (off_t)disk->create_bytes) < 0 || fsync(fd) < 0))
+    bool voided = fd < 0 || void_bitmaps(disk, error);
+    if (fd >= 0 && voided && (ftruncate(fd, (off_t)disk->create_bytes) < 0 || fsync(fd) < 0))
         err = errno;
     if (fd >= 0)
         close(fd);
-    if (err) {
+    if (err || !voided)
         unlink(disk->path);
+    if (!voided)
+        return named(disk, false, error);
+    if (err)
         return vmf_disk_error(disk, err == ENOSPC ? VMF_ERROR_NO_SPACE : VMF_ERROR_IO, "create", g_strerror(err), error);
-    }
     disk->create_bytes = 0;
     return true;
 }

@@ -158,6 +158,19 @@ static void test_copy_by_a_link_has_none_of_them(void **state)
     assert_false(exists(rig->bitmaps) || exists(rig->replaced));
 }
 
+/* A file that is made anew is no copy, and has nothing of the one that was removed either. */
+static void test_disk_that_is_made_has_none_of_them(void **state)
+{
+    const Rig *rig = *state;
+
+    assert_int_equal(unlink(rig->path), 0);
+    g_autoptr(VmfDisk) disk = open_disk(rig->path, false);
+    assert_as_crashed(rig, rig->bitmaps);
+    acquire(disk);
+    assert_false(has(disk, "daily"));
+    assert_false(exists(rig->bitmaps) || exists(rig->replaced));
+}
+
 /* What was named by mistake is not to be lost. */
 static void test_other_files_stay(void **state)
 {
@@ -243,6 +256,7 @@ int main(void)
         rig_test(test_copy_has_none_of_them),
         rig_test(test_copy_that_is_left_has_none_of_them),
         rig_test(test_copy_by_a_link_has_none_of_them),
+        rig_test(test_disk_that_is_made_has_none_of_them),
         rig_test(test_other_files_stay),
         rig_test(test_they_come_back_with_their_disk),
         rig_test(test_nothing_is_left_of_a_copy_that_goes),
