@@ -636,6 +636,8 @@ static bool catch_up(VmfDiskSource *source, VmfSaveStream *stream, GError **erro
     while (vmf_disk_mirror_is_on(source->mirror) && vmf_disk_source_pending_bytes(source) > 0)
         if (!send_turn(source, stream, error))
             return false;
+    if (!vmf_disk_mirror_is_on(source->mirror))
+        return true;
     vmf_disk_mirror_caught_up(source->mirror);
     vmf_session_event(source->session, "disk.mirror", "the guest's writes go to both ends");
     return true;

@@ -13,7 +13,7 @@
 #include "block/disk.h"
 #include "block/receive.h"
 #include "stream/storage-fault.h"
-#include "stream/storage-private.h"
+#include "tests/disk-door.h"
 #include "tests/disk-world.h"
 
 #define KIB (1ull << 10)
@@ -477,115 +477,6 @@ static void test_guest_that_goes_back_takes_the_name_away(void **state)
 
 /* ---- mirrored ---------------------------------------------------------------------------------------------------- */
 
-/* Storage of which nothing that is written ends while @shut. */
-typedef struct {
-    pthread_mutex_t lock;
-    pthread_cond_t opened;
-    bool shut;
-    unsigned delay_us; /* of all that passes */
-} Door;
-
-typedef struct {
-    VmfStorage base;
-    VmfStorage *below;
-    Door *door;
-} DoorStorage;
-
-static GError *carry_out(DoorStorage *storage, VmfStorageRequest *request)
-{
-    g_autofree uint8_t *zeros = request->kind == VMF_REQUEST_ZERO ? g_malloc0(request->length) : NULL;
-    GError *error = NULL;
-
-    if (request->kind == VMF_REQUEST_FLUSH)
-        vmf_storage_flush(storage->below, &error);
-    else if (request->kind == VMF_REQUEST_READ)
-        vmf_storage_read(storage->below, request->offset, request->iov[0].iov_base, request->length, &error);
-    else
-        vmf_storage_write(storage->below, request->offset, zeros ? zeros : request->iov[0].iov_base, request->length,
-                          &error);
-    return error;
-}
-
-static void door_reap(VmfStorageQueue *queue, bool wait)
-{
-    DoorStorage *storage = (DoorStorage *)queue->storage;
-    Door *door = storage->door;
-    VmfStorageRequest *request;
-
-    pthread_mutex_lock(&door->lock);
-    while (wait && door->shut && !vmf_storage_is_woken(queue))
-        pthread_cond_wait(&door->opened, &door->lock);
-    bool shut = door->shut;
-    pthread_mutex_unlock(&door->lock);
-    if (!shut && queue->staged.n > 0)
-        g_usleep(door->delay_us);
-    while (!shut && (request = vmf_request_list_pop(&queue->staged)))
-        vmf_storage_request_ended(queue, request, carry_out(storage, request));
-}
-
-static void open_door(Door *door)
-{
-    pthread_mutex_lock(&door->lock);
-    door->shut = false;
-    pthread_cond_broadcast(&door->opened);
-    pthread_mutex_unlock(&door->lock);
-}
-
-static void door_wake(VmfStorageQueue *queue)
-{
-    Door *door = ((DoorStorage *)queue->storage)->door;
-
-    pthread_mutex_lock(&door->lock);
-    pthread_cond_broadcast(&door->opened);
-    pthread_mutex_unlock(&door->lock);
-}
-
-static void door_issue(VmfStorageQueue *queue)
-{
-}
-
-static VmfStorageQueue *door_queue_new(VmfStorage *storage, unsigned depth, GError **error)
-{
-    static const VmfStorageQueueOps ops = {
-        .issue = door_issue, .reap = door_reap, .wake = door_wake, .free = door_issue};
-    VmfStorageQueue *queue = g_new0(VmfStorageQueue, 1);
-
-    queue->ops = &ops;
-    return queue;
-}
-
-static bool door_flush(VmfStorage *storage, GError **error)
-{
-    return vmf_storage_flush(((DoorStorage *)storage)->below, error);
-}
-
-static bool door_extent(VmfStorage *storage, uint64_t offset, uint64_t length, VmfExtentKind *kind,
-                        uint64_t *extent_length, GError **error)
-{
-    return vmf_storage_extent(((DoorStorage *)storage)->below, offset, length, kind, extent_length, error);
-}
-
-static void door_free(VmfStorage *storage)
-{
-    vmf_storage_free(((DoorStorage *)storage)->below);
-}
-
-static VmfStorage *put_door(VmfStorage *below, void *opaque, GError **error)
-{
-    static const VmfStorageOps ops = {
-        .free = door_free, .flush = door_flush, .extent = door_extent, .queue_new = door_queue_new};
-    DoorStorage *storage = g_new0(DoorStorage, 1);
-
-    *storage = (DoorStorage){.below = below, .door = opaque};
-    storage->base = (VmfStorage){.ops = &ops,
-                                 .name = g_strdup("door"),
-                                 .backend = "door",
-                                 .mode = VMF_STORAGE_MODIFY,
-                                 .size = vmf_storage_size(below),
-                                 .alignment = vmf_storage_alignment(below)};
-    return &storage->base;
-}
-
 /* Once it waits there. */
 static void go_on(VmfTripRunning *running)
 {
@@ -684,13 +575,26 @@ static void test_latency_goal_slows_the_copy(void **state)
         assert_same_content(rig, "here", "there", DISK_BYTES);
 }
 
+/* The guest is not slowed by what the target waits for. */
+static void moves_when_it_opens(VmfMachine *source, VmfMachine *target, Door *door, VmfTrip *trip, VmfTripRunning *running)
+{
+    wait_for_writes(source, 500);
+    open_door(door, 0);
+    go_on(running);
+    if (!vmf_trip_finish(running))
+        fail_msg("%s%s", trip->events, trip->source_error ? trip->source_error->message : "");
+    assert_non_null(strstr(trip->events, "disk.mirror-ended"));
+    wait_for_writes(target, 100);
+    assert_int_equal(info_of(source).disks[0].failures + info_of(target).disks[0].failures, 0);
+}
+
 /* The target's storage stands still in the middle of it: the guest does not, nothing fails, and it moves when the
  * storage goes on. */
 static void test_mirror_that_is_stuck_lets_go(void **state)
 {
     const Rig *rig = *state;
     g_autoptr(VmfMachine) source = source_of(rig, "here"), target = target_of(rig, "there");
-    Door door = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, 0};
+    Door door = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, .shut = false};
     VmfStatistics statistics = {.size = sizeof(statistics)};
     VmfTripRunning *running;
     VmfTrip trip;
@@ -709,15 +613,31 @@ static void test_mirror_that_is_stuck_lets_go(void **state)
     pthread_mutex_lock(&door.lock);
     door.shut = true;
     pthread_mutex_unlock(&door.lock);
-    wait_for_writes(source, 500);
-    open_door(&door);
-    go_on(running);
-    if (!vmf_trip_finish(running))
-        fail_msg("%s%s", trip.events, trip.source_error ? trip.source_error->message : "");
-    assert_non_null(strstr(trip.events, "disk.mirror-ended"));
+    moves_when_it_opens(source, target, &door, &trip, running);
     vmf_trip_clear(&trip);
-    wait_for_writes(target, 100);
-    assert_int_equal(info_of(source).disks[0].failures + info_of(target).disks[0].failures, 0);
+}
+
+/* It lets go before all is there, so the guest's writes never went to both ends. */
+static void test_mirror_that_does_not_catch_up_says_nothing(void **state)
+{
+    const Rig *rig = *state;
+    g_autoptr(VmfMachine) source = source_of(rig, "here"), target = target_of(rig, "there");
+    Door door = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, .shuts_at = VMF_REQUEST_FLUSH};
+    VmfTripRunning *running;
+    VmfTrip trip;
+
+    vmf_disk_set_wrap(target->disks[0].disk, put_door, &door);
+    assert_true(vmf_machine_start(source, NULL));
+    trip_init(&trip);
+    trip.source_parameters.mirror_disks = trip.source_parameters.pause_before_switchover = true;
+    running = vmf_trip_start(&trip, vmf_machine_guest(source), vmf_machine_guest(target));
+    await_shut(&door); /* the bulk is there; the mirror is the next thing */
+    wait_for_writes(source, 100);
+    open_door(&door, VMF_REQUEST_WRITE);
+    await_shut(&door);
+    moves_when_it_opens(source, target, &door, &trip, running);
+    assert_null(strstr(trip.events, "disk.mirror:"));
+    vmf_trip_clear(&trip);
 }
 
 /* The target fails: the guest's writes do not. */
@@ -763,6 +683,7 @@ int main(void)
         rig_test(test_mirrored),
         rig_test(test_latency_goal_slows_the_copy),
         rig_test(test_mirror_that_is_stuck_lets_go),
+        rig_test(test_mirror_that_does_not_catch_up_says_nothing),
         rig_test(test_mirror_whose_target_fails),
         rig_test(test_guest_that_goes_back_takes_the_name_away),
     };
