@@ -222,6 +222,24 @@ static void test_partial_of_two_names(void **state)
     assert_begins(*state, "other", "precious");
 }
 
+/* Nobody should use such a file as a disk; who does is not robbed of it. */
+static void test_disk_under_such_a_name(void **state)
+{
+    g_autofree char *uri = uri_at(*state, "place.partial");
+    VmfDiskOptions options = {.size = sizeof(options), .uri = uri};
+    g_autoptr(VmfDisk) owner = NULL, disk = disk_at(*state, "place", true);
+    g_autoptr(GError) error = NULL;
+
+    put(*state, "place.partial", "in use");
+    owner = vmf_disk_open("root", &options, NULL);
+    assert_true(owner && vmf_disk_acquire(owner, NULL));
+    assert_no_new_file(*state, "place");
+    assert_refused(disk, VMF_RECEIVE_ANEW, VMF_ERROR_LOCKED, "somebody else is writing it");
+    assert_begins(*state, "place.partial", "in use");
+    assert_good(vmf_disk_release(owner, &error), error);
+    g_autoptr(VmfStorage) file = storage_at(*state, "place", VMF_STORAGE_CREATE, NULL, true);
+}
+
 /* The guest goes back, and by then another writes under the other name. */
 static void test_dropped_beside_a_new_file(void **state)
 {
@@ -478,6 +496,7 @@ int main(void)
         rig_test(test_copy_keeps_a_new_file_out),
         rig_test(test_base_keeps_a_new_file_out),
         rig_test(test_partial_of_two_names),
+        rig_test(test_disk_under_such_a_name),
         rig_test(test_dropped_beside_a_new_file),
         rig_test(test_free_place_that_is_taken),
         rig_test(test_file_that_is_replaced),

@@ -41,6 +41,14 @@ int vmf_partial_file_lock(int fd, bool lockless)
     return errno == EWOULDBLOCK ? EBUSY : errno;
 }
 
+/* As a disk: those locks are of another kind, and known here only by their being there (block/lock.h). */
+static bool is_in_use(int fd)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
 /* 0, EAGAIN: open it again, or another errno. */
 static int take_over(int fd, const char *partial, bool lockless)
 {
@@ -50,6 +58,8 @@ static int take_over(int fd, const char *partial, bool lockless)
         return err;
     if (!is_still_named(fd, partial))
         return EAGAIN;
+    if (is_in_use(fd))
+        return EBUSY;
     return is_ours_alone(fd) ? 0 : EMLINK; /* as nobody could tell before it was locked */
 }
 
