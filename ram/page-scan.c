@@ -69,7 +69,7 @@ __attribute__((target("avx"))) static uint64_t digest_avx(const void *page, size
 
 __attribute__((target("avx2"))) GUEST_WRITES static bool is_zero_avx2(const void *page, size_t page_size)
 {
-    const __m256i *v = page;
+    const __m256i_u *v = page; /* what is digested of a disk may lie anywhere */
 
     if (*(const uint64_t *)page)
         return false;
@@ -85,7 +85,7 @@ __attribute__((target("avx2"))) GUEST_WRITES static bool is_zero_avx2(const void
 
 __attribute__((target("avx512f"))) GUEST_WRITES static bool is_zero_avx512(const void *page, size_t page_size)
 {
-    const __m512i *v = page;
+    const __m512i_u *v = page;
 
     if (*(const uint64_t *)page)
         return false;
