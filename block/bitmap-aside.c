@@ -8,6 +8,7 @@
 #include <vmferry/error.h>
 
 #include "block/bitmap-set.h"
+#include "stream/partial-file.h"
 
 /* 1, 0, or -1 with errno. */
 static int has_bitmaps(const char *path)
@@ -33,7 +34,7 @@ static int move(VmfBitmapsAside *aside, const char *path)
         aside->path = g_strdup(path);
         aside->replaced = g_steal_pointer(&replaced);
     }
-    return aside->path ? vmf_bitmaps_sync_directory_of(path) : 0;
+    return aside->path ? vmf_sync_directory_of(path) : 0;
 }
 
 bool vmf_bitmaps_aside_move(VmfBitmapsAside *aside, const char *path, GError **error)
@@ -48,7 +49,7 @@ bool vmf_bitmaps_aside_move(VmfBitmapsAside *aside, const char *path, GError **e
 void vmf_bitmaps_aside_return(VmfBitmapsAside *aside)
 {
     if (aside->path && rename(aside->replaced, aside->path) == 0)
-        vmf_bitmaps_sync_directory_of(aside->path);
+        vmf_sync_directory_of(aside->path);
     vmf_bitmaps_aside_clear(aside);
 }
 

@@ -129,9 +129,6 @@ bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error);
 /* Admin held. What memory has is durable when it returns, and intents of regions that are at rest are dropped. */
 bool vmf_bitmaps_clean(VmfBitmaps *set, GError **error);
 
-/* Of the file at @path. Returns errno; 0 also where a directory cannot be synced. */
-int vmf_bitmaps_sync_directory_of(const char *path);
-
 /* For tests: before the set is attached, or a bitmap added. */
 void vmf_bitmaps_set_wrap(VmfBitmaps *set, VmfBitmapsWrap wrap, void *opaque);
 

@@ -38,27 +38,16 @@
 #include <unistd.h>
 #include <vmferry/error.h>
 
+#include "stream/partial-file.h"
+
 #define CLEAN_SECONDS 5
 #define BATCH 128u /* sectors in one write */
 
 /* ---- giving it up ------------------------------------------------------------------------------------------------ */
 
-int vmf_bitmaps_sync_directory_of(const char *path)
-{
-    g_autofree char *directory = g_path_get_dirname(path);
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
-
-    if (fd < 0)
-        return errno;
-    if (fsync(fd) < 0 && errno != EINVAL)
-        err = errno;
-    close(fd);
-    return err;
-}
-
 static bool remove_file(const VmfBitmaps *set, GError **error)
 {
-    int err = unlink(set->path) < 0 && errno != ENOENT ? errno : vmf_bitmaps_sync_directory_of(set->path);
+    int err = unlink(set->path) < 0 && errno != ENOENT ? errno : vmf_sync_directory_of(set->path);
 
     if (err)
         g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "disk %s: bitmaps: remove %s: %s", set->disk, set->path,

@@ -430,15 +430,6 @@ static bool exchange(const VmfReceiving *r)
     return renameat2(AT_FDCWD, r->partial, AT_FDCWD, r->path, RENAME_EXCHANGE) == 0;
 }
 
-/* Under that name is what @fd is open on, and not what another has put there meanwhile. */
-static bool is_at(int fd, const char *name)
-{
-    struct stat own, found;
-
-    return fd >= 0 && fstat(fd, &own) == 0 && lstat(name, &found) == 0 && own.st_ino == found.st_ino &&
-           own.st_dev == found.st_dev;
-}
-
 static bool is_no_step_here(int err)
 {
     return err == EINVAL || err == ENOSYS;
@@ -474,8 +465,8 @@ static bool check_names(const VmfDisk *disk, const VmfReceiving *r, GError **err
 
     if (!r->partial)
         return true;
-    if (is_at(disk->lock_fd, at_path ? r->path : r->partial) &&
-        (at_path || (r->base_fd >= 0 ? is_at(r->base_fd, r->path) : lstat(r->path, &found) < 0)))
+    if (vmf_partial_file_is_at(disk->lock_fd, at_path ? r->path : r->partial) &&
+        (at_path || (r->base_fd >= 0 ? vmf_partial_file_is_at(r->base_fd, r->path) : lstat(r->path, &found) < 0)))
         return true;
     return replaced(disk, error);
 }
@@ -491,7 +482,7 @@ static bool name_partial(VmfDisk *disk, VmfReceiving *r, GError **error)
         return false;
     }
     r->named_partial = rename(r->path, r->partial) == 0;
-    err = r->named_partial ? vmf_bitmaps_sync_directory_of(r->path) : errno;
+    err = r->named_partial ? vmf_sync_directory_of(r->path) : errno;
     if (err && r->named_partial)
         r->named_partial = !move_to_free(r->partial, r->path);
     unlock_and_close(&fd);
@@ -516,7 +507,7 @@ static int replace_base(VmfReceiving *r)
             return errno;
         return rename(r->partial, r->path) == 0 ? 0 : errno;
     }
-    r->base_is_aside = is_at(r->base_fd, r->partial);
+    r->base_is_aside = vmf_partial_file_is_at(r->base_fd, r->partial);
     if (r->base_is_aside)
         return 0;
     exchange(r);
@@ -532,12 +523,12 @@ static bool leave_path(const VmfReceiving *r)
 /* Another may have the name by now: then it is left alone. @fd: on the disk's file. */
 static void lose_name(VmfReceiving *r, int fd)
 {
-    if (!r->has_name || !is_at(fd, r->path))
+    if (!r->has_name || !vmf_partial_file_is_at(fd, r->path))
         return;
-    if (!(r->base_is_aside && is_at(r->base_fd, r->partial) ? exchange(r) : leave_path(r)))
+    if (!(r->base_is_aside && vmf_partial_file_is_at(r->base_fd, r->partial) ? exchange(r) : leave_path(r)))
         return;
     r->has_name = r->base_is_aside = false;
-    vmf_bitmaps_sync_directory_of(r->path);
+    vmf_sync_directory_of(r->path);
 }
 
 /* Or nothing has changed, unless that cannot be undone either. */
@@ -555,7 +546,7 @@ static bool take_name(VmfDisk *disk, VmfReceiving *r, GError **error)
         return replaced(disk, error);
     r->has_name = !err;
     if (!err)
-        err = vmf_bitmaps_sync_directory_of(r->path);
+        err = vmf_sync_directory_of(r->path);
     if (!err)
         return true;
     lose_name(r, disk->lock_fd);
@@ -607,7 +598,7 @@ void vmf_disk_receive_end(VmfDisk *disk, VmfReceiveEnd how)
     VmfReceiving *r = disk->receiving;
     if (r && how == VMF_RECEIVE_DROPPED)
         drop(disk);
-    else if (r && how == VMF_RECEIVE_KEPT && r->base_is_aside && is_at(r->base_fd, r->partial))
+    else if (r && how == VMF_RECEIVE_KEPT && r->base_is_aside && vmf_partial_file_is_at(r->base_fd, r->partial))
         unlink(r->partial);
     else if (r && how == VMF_RECEIVE_LEFT && !r->committed)
         give_up(disk);

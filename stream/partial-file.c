@@ -11,13 +11,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Whether @fd is still what stands under @name: between open and lock the former writer may have renamed or removed
- * it. */
-static bool is_still_named(int fd, const char *name)
+bool vmf_partial_file_is_at(int fd, const char *name)
 {
     struct stat opened, named;
 
-    return fstat(fd, &opened) == 0 && lstat(name, &named) == 0 && opened.st_ino == named.st_ino &&
+    return fd >= 0 && fstat(fd, &opened) == 0 && lstat(name, &named) == 0 && opened.st_ino == named.st_ino &&
            opened.st_dev == named.st_dev;
 }
 
@@ -56,7 +54,8 @@ static int take_over(int fd, const char *partial, bool lockless)
 
     if (err)
         return err;
-    if (!is_still_named(fd, partial))
+    /* Between open and lock the former writer may have renamed or removed it. */
+    if (!vmf_partial_file_is_at(fd, partial))
         return EAGAIN;
     if (is_in_use(fd))
         return EBUSY;
@@ -119,7 +118,7 @@ int vmf_partial_file_create(VmfPartialFile *file, const char *path, int access, 
     return fd;
 }
 
-static int sync_directory_of(const char *path)
+int vmf_sync_directory_of(const char *path)
 {
     g_autofree char *directory = g_path_get_dirname(path);
     int err = 0, fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -145,7 +144,7 @@ bool vmf_partial_file_commit(VmfPartialFile *file, GError **error)
     } else {
         g_clear_pointer(&file->partial, g_free);
         operation = "sync the directory";
-        err = sync_directory_of(file->path);
+        err = vmf_sync_directory_of(file->path);
     }
     if (err != 0)
         g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "file:%s: %s: %s", file->path, operation, g_strerror(err));

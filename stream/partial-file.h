@@ -39,7 +39,11 @@ int vmf_partial_file_lock(int fd, bool lockless);
  * EBUSY as above; EMLINK: it is no regular file or has another name as well.
  */
 int vmf_partial_file_open(const char *partial, int flags, bool lockless);
-/* In words, of the errno of one of the two. */
+/* Whether @fd, which may be -1, is open on what stands under @name; a link there is not followed. */
+bool vmf_partial_file_is_at(int fd, const char *name);
+/* What was renamed or removed in the directory of @path is durable. Returns an errno. Where that cannot be asked for, 0. */
+int vmf_sync_directory_of(const char *path);
+/* In words, of the errno of vmf_partial_file_lock() or vmf_partial_file_open(). */
 const char *vmf_partial_file_problem(int err);
 
 #endif
