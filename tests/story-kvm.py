@@ -175,6 +175,7 @@ def wipe(machine):
 
 def a_guest_that_cannot_go_on(stage):
     """It is no paused guest: that is said, and it is not moved to where nothing would say so."""
+    story.needs_kvm(stage)
     machine = stage.host('host-a').run('vm', '--backend', 'kvm', *GUEST)
     let_live(machine)
     try:
