@@ -13,6 +13,11 @@
 #define OUTPUT_PAUSE (64u << 10) /* more waits: requests wait as well */
 #define OUTPUT_MAX (1u << 20)    /* more waits: the client does not read and is dropped */
 
+struct VmfControlAnswer {
+    VmfControlClient *client; /* NULL: it has gone */
+    json_t *request;
+};
+
 struct VmfControlClient {
     int fd;
     const VmfControlClientOps *ops;
@@ -20,7 +25,10 @@ struct VmfControlClient {
     VmfQmpFramer framer;
     GByteArray *output;
     GArray *fds; /* of int */
-    guint read_watch, write_watch;
+    guint read_watch, write_watch, hang_up_watch;
+    json_t *request;           /* that is being answered; NULL: none */
+    VmfControlAnswer *awaited; /* deferred: nothing more is read, or answered, before it is given; NULL: none */
+    guint resume;              /* it was given */
     bool negotiated;
     bool at_end; /* nothing more is read; what is queued is still answered and sent */
     bool ruined; /* where the next request would start is not known */
@@ -29,6 +37,7 @@ struct VmfControlClient {
 
 static gboolean on_readable(int fd, GIOCondition condition, void *opaque);
 static gboolean on_writable(int fd, GIOCondition condition, void *opaque);
+static gboolean on_hang_up(int fd, GIOCondition condition, void *opaque);
 
 static void unwatch(guint *watch)
 {
@@ -37,13 +46,28 @@ static void unwatch(guint *watch)
     *watch = 0;
 }
 
+static void unwatch_all(VmfControlClient *client)
+{
+    unwatch(&client->read_watch);
+    unwatch(&client->write_watch);
+    unwatch(&client->hang_up_watch);
+    unwatch(&client->resume);
+}
+
+static void set_watch(VmfControlClient *client, guint *watch, bool wanted, GIOCondition condition, GUnixFDSourceFunc call)
+{
+    if (!wanted)
+        unwatch(watch);
+    else if (!*watch)
+        *watch = g_unix_fd_add(client->fd, condition | G_IO_HUP | G_IO_ERR, call, client);
+}
+
 static void drop(VmfControlClient *client)
 {
     if (client->gone)
         return;
     client->gone = true;
-    unwatch(&client->read_watch);
-    unwatch(&client->write_watch);
+    unwatch_all(client);
     shutdown(client->fd, SHUT_RDWR);
     client->ops->gone(client->opaque, client);
 }
@@ -51,19 +75,14 @@ static void drop(VmfControlClient *client)
 /* The watches follow from what is queued; called after every change of it. */
 static void update_watches(VmfControlClient *client)
 {
-    bool want_read = !client->at_end && client->output->len <= OUTPUT_PAUSE;
+    bool want_read = !client->at_end && !client->awaited && client->output->len <= OUTPUT_PAUSE;
     bool want_write = client->output->len > 0;
 
     if (client->gone)
         return;
-    if (!want_read)
-        unwatch(&client->read_watch);
-    else if (!client->read_watch)
-        client->read_watch = g_unix_fd_add(client->fd, G_IO_IN | G_IO_HUP | G_IO_ERR, on_readable, client);
-    if (!want_write)
-        unwatch(&client->write_watch);
-    else if (!client->write_watch)
-        client->write_watch = g_unix_fd_add(client->fd, G_IO_OUT | G_IO_HUP | G_IO_ERR, on_writable, client);
+    set_watch(client, &client->read_watch, want_read, G_IO_IN, on_readable);
+    set_watch(client, &client->write_watch, want_write, G_IO_OUT, on_writable);
+    set_watch(client, &client->hang_up_watch, client->awaited && !want_write, 0, on_hang_up);
 }
 
 static void write_some(VmfControlClient *client)
@@ -98,9 +117,12 @@ void vmf_control_client_send(VmfControlClient *client, const json_t *message)
 
 static void respond(VmfControlClient *client, json_t *request, const char *problem)
 {
+    client->request = request;
     json_t *response = client->ops->request(client->opaque, client, request, problem);
+    client->request = NULL;
 
-    vmf_control_client_send(client, response);
+    if (response)
+        vmf_control_client_send(client, response);
     json_decref(response);
 }
 
@@ -119,7 +141,7 @@ static void handle_frames(VmfControlClient *client)
     const char *text;
     size_t length;
 
-    while (!client->gone && !client->ruined && client->output->len <= OUTPUT_PAUSE) {
+    while (!client->gone && !client->ruined && !client->awaited && client->output->len <= OUTPUT_PAUSE) {
         switch (vmf_qmp_framer_next(&client->framer, &text, &length)) {
         case VMF_QMP_FRAME_MORE:
             return;
@@ -141,7 +163,7 @@ static void handle_frames(VmfControlClient *client)
 static void go_on(VmfControlClient *client)
 {
     handle_frames(client);
-    if (client->at_end && client->output->len == 0)
+    if (client->at_end && !client->awaited && client->output->len == 0)
         drop(client);
     update_watches(client);
 }
@@ -206,6 +228,54 @@ static gboolean on_writable(int fd, GIOCondition condition, void *opaque)
     return G_SOURCE_CONTINUE;
 }
 
+/* While an answer is awaited, for which nobody is there any more. */
+static gboolean on_hang_up(int fd, GIOCondition condition, void *opaque)
+{
+    drop(opaque);
+    return G_SOURCE_CONTINUE;
+}
+
+/* ---- deferred answers -------------------------------------------------------------------------------------------- */
+
+VmfControlAnswer *vmf_control_client_defer(VmfControlClient *client)
+{
+    client->awaited = g_new0(VmfControlAnswer, 1);
+    client->awaited->client = client;
+    client->awaited->request = json_incref(client->request);
+    return client->awaited;
+}
+
+const json_t *vmf_control_answer_request(const VmfControlAnswer *answer)
+{
+    return answer->request;
+}
+
+static gboolean on_resume(void *opaque)
+{
+    VmfControlClient *client = opaque;
+
+    client->resume = 0;
+    go_on(client);
+    return G_SOURCE_REMOVE;
+}
+
+/* Whoever gives it need not expect that other requests are carried out meanwhile. */
+void vmf_control_answer_give(VmfControlAnswer *answer, const json_t *response)
+{
+    VmfControlClient *client = answer->client;
+
+    if (client) {
+        client->awaited = NULL;
+        if (!client->gone)
+            client->resume = g_idle_add_full(G_PRIORITY_DEFAULT, on_resume, client, NULL);
+        vmf_control_client_send(client, response);
+    }
+    json_decref(answer->request);
+    g_free(answer);
+}
+
+/* ---- beginning and end ------------------------------------------------------------------------------------------- */
+
 VmfControlClient *vmf_control_client_new(int fd, const VmfControlClientOps *ops, void *opaque)
 {
     VmfControlClient *client = g_new0(VmfControlClient, 1);
@@ -224,8 +294,9 @@ void vmf_control_client_free(VmfControlClient *client)
 {
     if (!client)
         return;
-    unwatch(&client->read_watch);
-    unwatch(&client->write_watch);
+    unwatch_all(client);
+    if (client->awaited)
+        client->awaited->client = NULL;
     for (guint i = 0; i < client->fds->len; i++)
         close(g_array_index(client->fds, int, i));
     g_array_unref(client->fds);

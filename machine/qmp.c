@@ -112,6 +112,12 @@ static const VmfQmpCommand *find_command(const char *name)
     return NULL;
 }
 
+static json_t *return_or_refuse(json_t *result, const GError *error)
+{
+    return result ? json_pack("{s:o}", "return", result) : refuse_error(error);
+}
+
+/* NULL: it was deferred. */
 static json_t *run_command(VmfControl *control, VmfControlClient *client, const VmfQmpCommand *command,
                            json_t *arguments)
 {
@@ -120,7 +126,7 @@ static json_t *run_command(VmfControl *control, VmfControlClient *client, const 
 
     if (check_arguments(command->arguments, arguments, &error))
         result = command->run(control, client, arguments, &error);
-    return result ? json_pack("{s:o}", "return", result) : refuse_error(error);
+    return result || error ? return_or_refuse(result, error) : NULL;
 }
 
 /* A client says qmp_capabilities first, and only once. */
@@ -175,12 +181,24 @@ static json_t *answer(VmfControl *control, VmfControlClient *client, json_t *req
     return run_command(control, client, command, json_object_get(request, "arguments"));
 }
 
-json_t *vmf_qmp_request(void *control, VmfControlClient *client, json_t *request, const char *problem)
+static json_t *with_id_of(const json_t *request, json_t *response)
 {
-    json_t *response = problem ? refuse(GENERIC, problem) : answer(control, client, request);
     json_t *id = json_object_get(request, "id");
 
-    if (id)
+    if (id && response)
         json_object_set(response, "id", id);
     return response;
+}
+
+json_t *vmf_qmp_request(void *control, VmfControlClient *client, json_t *request, const char *problem)
+{
+    return with_id_of(request, problem ? refuse(GENERIC, problem) : answer(control, client, request));
+}
+
+void vmf_qmp_answer(VmfControlAnswer *answer, json_t *result, const GError *error)
+{
+    json_t *response = with_id_of(vmf_control_answer_request(answer), return_or_refuse(result, error));
+
+    vmf_control_answer_give(answer, response);
+    json_decref(response);
 }

@@ -23,7 +23,10 @@ typedef struct {
 
 typedef struct {
     const char *name;
-    /* Returns what "return" carries, owned by the caller; NULL with @error. @arguments fit the table. */
+    /*
+     * Returns what "return" carries, owned by the caller; NULL with @error. @arguments fit the table. NULL without @error: the answer was
+     * deferred (vmf_control_client_defer()), and comes by vmf_qmp_answer().
+     */
     json_t *(*run)(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error);
     const VmfQmpArgument *arguments; /* NULL: none */
 } VmfQmpCommand;
@@ -34,6 +37,9 @@ const VmfQmpCommand *vmf_qmp_commands(size_t *n);
 /* The greeting, and the answer to one request (VmfControlServerOps). */
 json_t *vmf_qmp_greeting(void *control);
 json_t *vmf_qmp_request(void *control, VmfControlClient *client, json_t *request, const char *problem);
+
+/* A deferred answer: takes over it and @result, which is what "return" carries; NULL: @error is the answer. The client may have gone. */
+void vmf_qmp_answer(VmfControlAnswer *answer, json_t *result, const GError *error);
 
 json_t *vmf_qmp_version(void);
 
