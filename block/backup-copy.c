@@ -253,14 +253,12 @@ static bool is_through(VmfBackup *backup)
     return backup->error || vmf_disk_units_next_todo(&backup->units, backup->units.cursor) == backup->units.n;
 }
 
-/* Lock held; given up meanwhile. */
-static void sleep_until_rate(VmfBackup *backup)
+void vmf_backup_sleep(VmfBackup *backup, int64_t ns)
 {
     struct timespec until;
-    int64_t ns;
 
     clock_gettime(CLOCK_REALTIME, &until);
-    ns = until.tv_nsec + MAX(backup->next_ns - vmf_now_ns(), 0) + 1;
+    ns += until.tv_nsec;
     until.tv_sec += ns / VMF_NS_PER_S;
     until.tv_nsec = ns % VMF_NS_PER_S;
     pthread_cond_timedwait(&backup->changed, &backup->lock, &until);
@@ -273,7 +271,7 @@ static void wait_for_more(VmfBackup *backup)
 
     if (vmf_storage_under_way(backup->queue) == 0) {
         if (by_rate)
-            sleep_until_rate(backup);
+            vmf_backup_sleep(backup, MAX(backup->next_ns - vmf_now_ns(), 0) + 1);
         else
             pthread_cond_wait(&backup->changed, &backup->lock);
         return;

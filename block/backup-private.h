@@ -37,6 +37,7 @@ struct VmfBackup {
     char *bitmap; /* NULL: none */
     bool full;
     uint64_t bytes_per_second;
+    const VmfFlag *cancelled; /* while it begins; or NULL */
     void (*ended)(VmfBackup *backup, void *opaque);
     void *opaque;
 
@@ -72,7 +73,9 @@ void vmf_backup_fail(VmfBackup *backup, GError *error);
 /* Lock held. */
 void vmf_backup_wake(VmfBackup *backup);
 
-/* backup-copy.c. Copies all that is to do; false: backup->error says why. Nothing is under way when it returns. */
+/* backup-copy.c. Lock held, and given up while it waits: until something changes, for so long at most. */
+void vmf_backup_sleep(VmfBackup *backup, int64_t ns);
+/* Copies all that is to do; false: backup->error says why. Nothing is under way when it returns. */
 bool vmf_backup_copy(VmfBackup *backup);
 
 #endif

@@ -19,6 +19,7 @@
 #include "block/backup-private.h"
 
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <vmferry/error.h>
@@ -27,6 +28,7 @@
 #include "stream/storage-uri.h"
 
 #define SILENCE_NS (30 * VMF_NS_PER_S)
+#define LOOK_NS (VMF_NS_PER_S / 20) /* so often it looks whether it is cancelled, while it begins */
 
 static bool refuse(const VmfDisk *disk, VmfErrorCode code, const char *what, const char *why, GError **error)
 {
@@ -165,6 +167,7 @@ static VmfStorage *open_storage(const VmfBackupOptions *options, bool buffered, 
         .mode = options->bitmap && !options->full ? VMF_STORAGE_MODIFY : VMF_STORAGE_CREATE,
         .connect = options->connect,
         .buffered = buffered,
+        .cancelled = options->cancelled,
         .silence_ns = options->silence_ns ? options->silence_ns : SILENCE_NS,
     };
 
@@ -228,6 +231,7 @@ static VmfBackup *new_backup(VmfDisk *disk, const VmfBackupOptions *options)
     backup->bitmap = g_strdup(options->bitmap);
     backup->full = options->full;
     backup->bytes_per_second = options->bytes_per_second;
+    backup->cancelled = options->cancelled;
     backup->ended = options->ended;
     backup->opaque = options->opaque;
     backup->target_lock = -1;
@@ -260,11 +264,22 @@ static void clear(VmfBackup *backup)
     g_free(backup);
 }
 
-/* Lock held, and given up while it waits. */
-static bool reach_moment(VmfBackup *backup)
+/* Lock held, and given up while it waits. The disk's storage may say nothing any more. */
+static void await_quiet(VmfBackup *backup)
 {
     while (backup->state == BACKUP_DRAINS)
-        pthread_cond_wait(&backup->changed, &backup->lock);
+        if (!backup->cancelled)
+            pthread_cond_wait(&backup->changed, &backup->lock);
+        else if (atomic_load(backup->cancelled))
+            vmf_backup_fail(backup, cancelled(backup, "it was cancelled"));
+        else
+            vmf_backup_sleep(backup, LOOK_NS);
+}
+
+/* The same. */
+static bool reach_moment(VmfBackup *backup)
+{
+    await_quiet(backup);
     if (backup->state == BACKUP_OVER)
         return false;
     pthread_mutex_unlock(&backup->lock);

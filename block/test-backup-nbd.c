@@ -2,8 +2,11 @@
 /* Backups to a server that falls silent, in the middle or at the end: whoever cancels does not wait for it. */
 #include "stream/test-storage-rig.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <vmferry/backup.h>
 
@@ -179,11 +182,53 @@ static void test_server_that_answers(void **state)
     assert_true(vmf_disk_next_dirty(rig->disk, "daily", 0, &offset, &length, NULL) && length == 0);
 }
 
+typedef struct {
+    Rig *rig;
+    char *uri;
+    VmfFlag cancelled;
+    GError *error;
+} Beginning;
+
+static void *begin_main(void *opaque)
+{
+    Beginning *beginning = opaque;
+    VmfBackupOptions options = {
+        .size = sizeof(options), .target = beginning->uri, .bitmap = "daily", .full = true, .cancelled = &beginning->cancelled};
+
+    assert_null(vmf_backup_begin(beginning->rig->disk, &options, &beginning->error));
+    return NULL;
+}
+
+/* The server takes the connection, and that is all. The guest's writes do not wait for it. */
+static void test_cancelled_at_the_beginning(void **state)
+{
+    Rig *rig = *state;
+    g_autofree char *path = g_build_filename(rig->directory, "silent", NULL), *uri = g_strconcat("nbd:unix:", path, NULL);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    Beginning beginning = {.rig = rig, .uri = uri};
+    pthread_t thread;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    g_strlcpy(address.sun_path, path, sizeof(address.sun_path));
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(fd, 1), 0);
+    assert_int_equal(pthread_create(&thread, NULL, begin_main, &beginning), 0);
+    int connection = accept(fd, NULL, NULL);
+    write_all(rig->disk);
+    atomic_store(&beginning.cancelled, true);
+    pthread_join(thread, NULL);
+    assert_error(beginning.error, VMF_ERROR_CANCELLED);
+    close(connection);
+    close(fd);
+    write_all(rig->disk);
+}
+
 #define rig_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
 {
     const struct CMUnitTest unit_tests[] = {
+        rig_test(test_cancelled_at_the_beginning),
         rig_test(test_cancelled_in_the_middle), rig_test(test_cancelled_at_the_end), rig_test(test_released_disk), rig_test(test_freed),
         rig_test(test_given_up_by_itself),      rig_test(test_server_that_answers),
     };

@@ -13,6 +13,13 @@
 
 #include <vmferry/bitmap.h>
 
+#ifdef __cplusplus
+#include <atomic>
+typedef std::atomic<bool> VmfFlag;
+#else
+typedef _Atomic bool VmfFlag; /* any thread sets it */
+#endif
+
 G_BEGIN_DECLS
 
 typedef struct VmfBackup VmfBackup;
@@ -39,14 +46,21 @@ typedef struct {
     bool force; /* a device is overwritten whatever it holds; otherwise not one with a filesystem or a partition table, where all
                    of the disk is copied. A device that is in use is not overwritten in any case */
     int64_t silence_ns; /* an NBD server that says nothing for so long while it is waited for is given up: VMF_ERROR_IO; 0: 30 s */
+    /*
+     * Once it is true vmf_backup_begin() gives up where it waits, for an NBD server or for changes of the disk that do not
+     * end: VMF_ERROR_CANCELLED, and what it held goes on. What has begun is ended by vmf_backup_cancel(). It outlives the
+     * backup. NULL: never.
+     */
+    const VmfFlag *cancelled;
 } VmfBackupOptions;
 
 /*
  * Begins; the moment is when it returns. Changes that are under way then are waited for, those that come meanwhile
- * wait. One at a time for a disk. VMF_ERROR_STATE: there is one, or the disk is released; VMF_ERROR_USAGE,
- * VMF_ERROR_BITMAP: of the bitmap (vmferry/bitmap.h); VMF_ERROR_LOCKED: another uses the file or device at @target, which is locked as a
- * disk's until the end; VMF_ERROR_DISK_PLACE: @force; VMF_ERROR_URI, VMF_ERROR_CONNECT, VMF_ERROR_IO,
- * VMF_ERROR_NO_SPACE: of the target.
+ * wait: it takes as long as the disk's storage and the target's server do, or until it is cancelled. One at a time for a
+ * disk. VMF_ERROR_STATE: there is one, or the disk is released; VMF_ERROR_USAGE, VMF_ERROR_BITMAP: of the bitmap
+ * (vmferry/bitmap.h); VMF_ERROR_LOCKED: another uses the file or device at @target, which is locked as a disk's until
+ * the end; VMF_ERROR_DISK_PLACE: @force; VMF_ERROR_URI, VMF_ERROR_CONNECT, VMF_ERROR_IO, VMF_ERROR_NO_SPACE: of the
+ * target; VMF_ERROR_CANCELLED: @cancelled.
  *
  * A disk that is released ends its backup, which fails with VMF_ERROR_CANCELLED. The disk outlives the backup.
  */
