@@ -212,9 +212,9 @@ json_t *vmf_qmp_drive_backup(VmfControl *control, VmfControlClient *client, cons
         .force = json_is_true(json_object_get(arguments, "x-vmferry-force")),
     };
 
-    if (!disk || !check_sync(sync, options.bitmap, error))
-        return NULL;
-    return done_or_error(vmf_block_job_begin(control, id ? id : vmf_disk_name(disk), disk, &options, error));
+    if (disk && check_sync(sync, options.bitmap, error))
+        vmf_block_job_begin(control, client, id ? id : vmf_disk_name(disk), disk, &options, error);
+    return NULL; /* the answer comes once it has begun */
 }
 
 json_t *vmf_qmp_query_block_jobs(VmfControl *control, VmfControlClient *client, const json_t *arguments, GError **error)

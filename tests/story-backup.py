@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 
 import story
@@ -203,15 +204,15 @@ def an_nbd_export(stage):
         raise story.Skip('nbdkit is not installed')
     with open(os.path.join(stage.directory, 'backup'), 'wb') as file:
         file.write(b'\xff' * 16 * MIB)
-    socket = os.path.join(stage.directory, 'nbd')
-    server = subprocess.Popen(['nbdkit', '-f', '-U', socket, 'file', os.path.join(stage.directory, 'backup')],
+    path = os.path.join(stage.directory, 'nbd')
+    server = subprocess.Popen(['nbdkit', '-f', '-U', path, 'file', os.path.join(stage.directory, 'backup')],
                               preexec_fn=story.die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.PIPE)
     stage.processes.append(server)
-    story.wait_until(lambda: os.path.exists(socket), 'the server')
+    story.wait_until(lambda: os.path.exists(path), 'the server')
     machine = stage.host().run('vm', *GUEST, *disk_of(stage))
     writes(machine)
-    uri = f'nbd+unix:///?socket={socket}'
+    uri = f'nbd+unix:///?socket={path}'
     done(machine.host, 'bitmap', 'vm', 'root', 'add', 'daily')
     first = machine.host.vmferry('backup', 'vm', 'root', uri, '--bitmap', 'daily', '--full')
     if first.code == 77:
@@ -226,21 +227,90 @@ def an_nbd_export(stage):
     same(stage, machine)
 
 
+class SilentServer:
+    """Takes connections and says nothing, so that a backup to it begins for as long as it is let."""
+
+    def __init__(self, stage):
+        path = os.path.join(stage.directory, 'silent')
+        self.uri = f'nbd+unix:///?socket={path}'
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(story.PATIENCE_S)
+        self.socket.bind(path)
+        self.socket.listen()
+
+    def asked_by(self, qmp, *behind):
+        """A client asks for a backup to it, and for other things behind that; returned is the connection that came of it."""
+        backup = {'execute': 'drive-backup', 'id': 'backup', 'arguments': {'device': 'root', 'target': self.uri, 'sync': 'full'}}
+        qmp.send(json.dumps(backup) + ''.join(json.dumps({'execute': name, 'id': name}) for name in behind))
+        return self.socket.accept()[0]
+
+
+def needs_nbd(qmp):
+    answer = qmp.command('drive-backup', device='root', target='nbd+unix:///?socket=/nowhere', sync='full')
+    if answer['error']['x-vmferry-id'] == 'unsupported':
+        raise story.Skip('built without libnbd')
+
+
+def while_a_backup_begins(stage):
+    """All others are served, and can end it; who asked for it is answered in the order of its requests."""
+    machine = stage.host().run('vm', *GUEST, *disk_of(stage))
+    server, asker, witness = SilentServer(stage), machine.qmp(), machine.qmp()
+    needs_nbd(witness)
+    with server.asked_by(asker, 'query-name', 'query-status'):
+        jobs = witness.run('query-block-jobs')
+        assert [(job['device'], job['status'], job['len']) for job in jobs] == [('root', 'created', 0)], jobs
+        writes(machine, 10)
+        witness.run('stop')
+        witness.run('cont')
+        again = witness.command('drive-backup', device='root', target=server.uri, sync='full')
+        assert again['error']['x-vmferry-id'] == 'state', again
+        witness.run('block-job-cancel', device='root')
+        answer = asker.answer()
+        assert answer['id'] == 'backup' and answer['error']['x-vmferry-id'] == 'cancelled', answer
+        assert [asker.answer()['id'] for _ in range(2)] == ['query-name', 'query-status']
+    assert witness.run('query-block-jobs') == []
+    with server.asked_by(asker, 'stop'):
+        asker.close()
+        assert witness.run('query-block-jobs')[0]['status'] == 'created'
+        witness.run('block-job-cancel', device='root')
+        story.wait_until(lambda: not witness.run('query-block-jobs'), 'the end of the job')
+    assert witness.run('query-status')['running']
+    backup = machine.host.start('backup', 'vm', 'root', server.uri, '--json')
+    with server.socket.accept()[0]:
+        backup.send_signal(signal.SIGINT)
+        stdout, _ = backup.communicate(timeout=story.PATIENCE_S)
+    assert backup.returncode == 1 and json.loads(stdout.splitlines()[-1])['id'] == 'cancelled', stdout
+    writes(machine)
+
+
+def quit_while_a_backup_begins(stage):
+    server = SilentServer(stage)
+    for arguments in ({}, {'x_vmferry_force': True}):
+        machine = stage.host(f'host-{len(arguments)}').run('vm', *GUEST, *disk_of(stage))
+        asker, witness = machine.qmp(), machine.qmp()
+        needs_nbd(witness)
+        with server.asked_by(asker, 'stop'):
+            witness.run('quit', **arguments)
+            answer = asker.answer()
+            assert answer['id'] == 'backup' and answer['error']['x-vmferry-id'] == 'cancelled', answer
+            assert asker.answer() is None and machine.wait() == 0
+
+
 def a_bitmap_of_qemus_server(stage):
     if not all(shutil.which(program) for program in ('qemu-img', 'qemu-io', 'qemu-nbd')):
         raise story.Skip('qemu-img, qemu-io or qemu-nbd is not installed')
-    image, socket = os.path.join(stage.directory, 'image'), os.path.join(stage.directory, 'nbd')
+    image, path = os.path.join(stage.directory, 'image'), os.path.join(stage.directory, 'nbd')
     subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', image, '16M'], check=True)
     subprocess.run(['qemu-img', 'bitmap', '--add', '-g', '65536', image, 'theirs'], check=True)
     for at, size in ((0, 4096), (3 * MIB + 512, 512), (10 * MIB, 2 * MIB)):
         subprocess.run(['qemu-io', '-f', 'qcow2', '-c', f'write -P 7 {at} {size}', image], check=True, stdout=subprocess.DEVNULL)
-    server = subprocess.Popen(['qemu-nbd', '-r', '-t', '-f', 'qcow2', '-B', 'theirs', '-k', socket, image],
+    server = subprocess.Popen(['qemu-nbd', '-r', '-t', '-f', 'qcow2', '-B', 'theirs', '-k', path, image],
                               preexec_fn=story.die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     stage.processes.append(server)
-    story.wait_until(lambda: os.path.exists(socket), 'the server')
+    story.wait_until(lambda: os.path.exists(path), 'the server')
     machine = stage.host().run('vm', *disk_of(stage))
     done(machine.host, 'bitmap', 'vm', 'root', 'add', 'ours', '--persistent')
-    uri = f'nbd+unix:///?socket={socket}'
+    uri = f'nbd+unix:///?socket={path}'
     got = machine.host.vmferry('bitmap', 'vm', 'root', 'import', 'ours', uri, 'theirs')
     if got.code == 77 and 'libnbd' in got.stderr:
         raise story.Skip('built without libnbd')
@@ -330,5 +400,5 @@ def what_a_device_holds(stage):
 
 if __name__ == '__main__':
     story.run(a_chain_of_backups, machine_that_is_killed, backup_that_is_cancelled, qmps_words, shared_disk_takes_its_bitmaps_along,
-              bitmaps_move_with_a_copied_disk, an_nbd_export, a_bitmap_of_qemus_server,
+              bitmaps_move_with_a_copied_disk, an_nbd_export, while_a_backup_begins, quit_while_a_backup_begins, a_bitmap_of_qemus_server,
               what_a_machine_uses, what_a_device_holds)

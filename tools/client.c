@@ -60,14 +60,24 @@ static int receive(VmfClient *client, int timeout_ms)
     return 1;
 }
 
-/* The next message that is no event; events on the way are kept. */
-static json_t *receive_answer(VmfClient *client, GError **error)
-{
-    int64_t deadline_us = g_get_monotonic_time() + ANSWER_TIMEOUT_MS * INT64_C(1000);
+/* Who waits for an answer. */
+typedef struct {
+    int64_t deadline_us;
+    void (*meanwhile)(void *opaque); /* or NULL */
+    void *opaque;
+} Wait;
 
+static Wait short_wait(void)
+{
+    return (Wait){.deadline_us = g_get_monotonic_time() + ANSWER_TIMEOUT_MS * INT64_C(1000)};
+}
+
+/* The next message that is no event; events on the way are kept. */
+static json_t *receive_answer(VmfClient *client, const Wait *wait, GError **error)
+{
     for (;;) {
         json_t *message;
-        int64_t left_us = deadline_us - g_get_monotonic_time();
+        int64_t left_us = wait->deadline_us - g_get_monotonic_time();
 
         while ((message = take_line(client))) {
             if (!json_object_get(message, "event"))
@@ -82,6 +92,8 @@ static json_t *receive_answer(VmfClient *client, GError **error)
             set_error(client, VMF_ERROR_ABANDONED, "no longer waiting for its answer", error);
             return NULL;
         }
+        if (wait->meanwhile)
+            wait->meanwhile(wait->opaque);
         if (receive(client, MIN(left_us / 1000 + 1, SLICE_MS)) < 0) {
             set_error(client, VMF_ERROR_CONTROL_LOST, "the machine's process has gone", error);
             return NULL;
@@ -124,7 +136,8 @@ static void set_reported_error(const json_t *body, GError **error)
     g_set_error_literal(error, VMF_ERROR, id ? code_of_id(id) : VMF_ERROR_PEER, desc ? desc : "the machine refused");
 }
 
-json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *arguments, GError **error)
+/* Takes over @arguments. */
+static json_t *execute(VmfClient *client, const char *command, json_t *arguments, Wait wait, GError **error)
 {
     json_t *request = json_pack("{s:s,s:o*}", "execute", command, "arguments", arguments);
     g_autofree char *text = json_dumps(request, JSON_COMPACT);
@@ -133,7 +146,7 @@ json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *argum
 
     json_decref(request);
     if (send_all(client, line, strlen(line), error))
-        answer = receive_answer(client, error);
+        answer = receive_answer(client, &wait, error);
     if (!answer)
         return NULL;
     result = json_incref(json_object_get(answer, "return"));
@@ -141,6 +154,17 @@ json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *argum
         set_reported_error(json_object_get(answer, "error"), error);
     json_decref(answer);
     return result;
+}
+
+json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *arguments, GError **error)
+{
+    return execute(client, command, arguments, short_wait(), error);
+}
+
+json_t *vmf_client_execute_patiently(VmfClient *client, const char *command, json_t *arguments, void (*meanwhile)(void *opaque),
+                                     void *opaque, GError **error)
+{
+    return execute(client, command, arguments, (Wait){INT64_MAX, meanwhile, opaque}, error);
 }
 
 void vmf_client_set_abandoned(VmfClient *client, VmfClientAbandoned abandoned)
@@ -189,7 +213,8 @@ static bool connect_to(VmfClient *client, const char *path, GError **error)
 
 static bool negotiate(VmfClient *client, GError **error)
 {
-    json_t *greeting = receive_answer(client, error);
+    Wait wait = short_wait();
+    json_t *greeting = receive_answer(client, &wait, error);
     json_t *result = greeting ? vmf_client_execute(client, "qmp_capabilities", NULL, error) : NULL;
 
     json_decref(greeting);

@@ -23,6 +23,10 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfClient, vmf_client_free)
  */
 json_t *vmf_client_execute(VmfClient *client, const char *command, json_t *arguments, GError **error);
 
+/* The same of what may take as long as it likes: @meanwhile() is called often until it is answered. */
+json_t *vmf_client_execute_patiently(VmfClient *client, const char *command, json_t *arguments, void (*meanwhile)(void *opaque),
+                                     void *opaque, GError **error);
+
 /* From now on an answer is awaited only until @abandoned() is true; then the error is VMF_ERROR_ABANDONED. */
 void vmf_client_set_abandoned(VmfClient *client, VmfClientAbandoned abandoned);
 

@@ -129,13 +129,28 @@ static void show_running(Backup *backup)
     json_decref(jobs);
 }
 
-static void cancel_once(Backup *backup)
+static void cancel_once(Backup *backup, VmfClient *client)
 {
+    json_t *done;
+
     if (backup->cancel_sent)
         return;
-    backup->cancel_sent = true;
-    json_decref(
-        vmf_client_execute(backup->client, "block-job-cancel", json_pack("{s:s}", "device", disk_of(backup)), NULL));
+    done = vmf_client_execute(client, "block-job-cancel", json_pack("{s:s}", "device", disk_of(backup)), NULL);
+    backup->cancel_sent = done != NULL;
+    json_decref(done);
+}
+
+/* Until it has begun our connection has to wait, so another one cancels it. */
+static void while_it_begins(void *opaque)
+{
+    Backup *backup = opaque;
+    g_autoptr(VmfClient) other = NULL;
+
+    if (!vmf_interrupts_cancel() || backup->cancel_sent)
+        return;
+    other = vmf_client_open(backup->common.runtime_dir, backup->common.operands[0], NULL);
+    if (other)
+        cancel_once(backup, other);
 }
 
 static bool is_end(const Backup *backup, const json_t *event)
@@ -163,7 +178,7 @@ static json_t *wait_for_end(Backup *backup, GError **error)
                                   "machine %s: backup: it goes on, and is not waited for any more",
                                   backup->common.operands[0]);
         else if (vmf_interrupts_cancel())
-            cancel_once(backup);
+            cancel_once(backup, backup->client);
         if (!event && !problem)
             show_running(backup);
     }
@@ -218,7 +233,7 @@ static int drive(Backup *backup, json_t *arguments)
     int exit_code;
 
     vmf_client_forget_events(backup->client);
-    result = vmf_client_execute(backup->client, "drive-backup", arguments, &error);
+    result = vmf_client_execute_patiently(backup->client, "drive-backup", arguments, while_it_begins, backup, &error);
     if (!result)
         return vmf_common_fail(&backup->common, error);
     json_decref(result);
@@ -250,7 +265,7 @@ static bool parse(Backup *backup, int argc, char **argv, int *exit_code)
          "SIZE"},
         {"buffered", 0, 0, G_OPTION_ARG_NONE, &o->buffered, "Write through the page cache", NULL},
         {"insecure", 0, 0, G_OPTION_ARG_NONE, &o->insecure, "Allow plaintext NBD off the loopback", NULL},
-        {"detach", 0, 0, G_OPTION_ARG_NONE, &o->detach, "Return at once; events of the control socket tell the end",
+        {"detach", 0, 0, G_OPTION_ARG_NONE, &o->detach, "Return once it has begun; events of the control socket tell the end",
          NULL},
         {"progress", 0, 0, G_OPTION_ARG_INT, &o->progress_fd, "Write JSON status lines to this descriptor", "FD"},
         G_OPTION_ENTRY_NULL};
