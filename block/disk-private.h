@@ -58,6 +58,7 @@ struct VmfDisk {
     bool read_only, buffered, no_lock;
     bool incoming, overwrite;
     bool windowed; /* the storage may be larger than the disk */
+    _Atomic bool given_up; /* nobody waits for its server any more */
     VmfStorage *(*wrap)(VmfStorage *storage, void *opaque, GError **error);
     void *wrap_opaque;
     VmfBitmaps *bitmaps;

@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -48,7 +49,7 @@ static bool named(const VmfDisk *disk, bool done, GError **error)
 static VmfStorage *open_storage(const VmfDisk *disk, const char *uri, VmfStorageMode mode, bool buffered, GError **error)
 {
     VmfStorageOptions options = {
-        .mode = mode, .connect = disk->connect, .buffered = buffered, .backend = disk->backend_wanted};
+        .mode = mode, .connect = disk->connect, .buffered = buffered, .cancelled = &disk->given_up, .backend = disk->backend_wanted};
 
     return vmf_storage_open(uri, &options, error);
 }
@@ -432,6 +433,11 @@ bool vmf_disk_release(VmfDisk *disk, GError **error)
     bool released = may_release(disk, error) && vmf_disk_close_locked(disk, error);
     pthread_mutex_unlock(&disk->ownership);
     return released;
+}
+
+void vmf_disk_give_up(VmfDisk *disk)
+{
+    atomic_store(&disk->given_up, true);
 }
 
 /* ---- whether all of it is here ----------------------------------------------------------------------------------- */

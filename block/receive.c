@@ -89,7 +89,7 @@ static bool look_at_fd(const VmfDisk *disk, int fd, Place *place, GError **error
 
 static bool look_at_export(const VmfDisk *disk, Place *place, GError **error)
 {
-    VmfStorageOptions options = {.mode = VMF_STORAGE_READ, .connect = disk->connect};
+    VmfStorageOptions options = {.mode = VMF_STORAGE_READ, .connect = disk->connect, .cancelled = &disk->given_up};
     g_autoptr(VmfStorage) storage = vmf_storage_open(disk->uri, &options, error);
 
     if (!storage)

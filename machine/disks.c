@@ -197,6 +197,12 @@ bool vmf_machine_set_bitmap_map(VmfMachine *m, const VmfBitmapMap *map, GError *
     return !m->bitmap_mover || vmf_bitmap_mover_set_map(m->bitmap_mover, map, error);
 }
 
+void vmf_machine_give_up_disks(VmfMachine *m)
+{
+    for (unsigned i = 0; i < m->n_disks; i++)
+        vmf_disk_give_up(m->disks[i].disk);
+}
+
 VmfDisk *vmf_machine_disk(VmfMachine *m, const char *name)
 {
     for (unsigned i = 0; i < m->n_disks; i++)

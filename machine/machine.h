@@ -104,6 +104,8 @@ VmfGuest *vmf_machine_guest(VmfMachine *machine);
 const char *vmf_machine_name(const VmfMachine *machine);
 /* The disk that is called so, the machine's; NULL: there is none. */
 VmfDisk *vmf_machine_disk(VmfMachine *machine, const char *name);
+/* For who ends the machine: vmf_disk_give_up() of each of its disks. Any thread. */
+void vmf_machine_give_up_disks(VmfMachine *machine);
 /* Which bitmaps of its disks travel, and under which names (vmferry/bitmap-mover.h). No session uses the machine. */
 bool vmf_machine_set_bitmap_map(VmfMachine *machine, const VmfBitmapMap *map, GError **error);
 

@@ -93,6 +93,8 @@ json_t *vmf_qmp_quit(VmfControl *control, VmfControlClient *client, const json_t
 
     if (!force && !vmf_control_holds_nothing(control, "quit", error))
         return NULL;
+    if (force)
+        vmf_machine_give_up_disks(control->config.machine);
     vmf_control_quit(control, "host-qmp-quit");
     return json_object();
 }

@@ -3,6 +3,7 @@
 """Guests whose disks are copied along: they arrive whole, or the guest goes on where it is with the disk that it has."""
 import os
 import resource
+import shutil
 import signal
 import subprocess
 
@@ -206,7 +207,45 @@ def disk_lies_in_a_stream(stage):
     works(target)
 
 
+def disk_on_silent_server(stage, name, silent):
+    """The option of a disk whose server keeps those commands waiting, and how to wait until it has one."""
+    if not shutil.which('nbdkit'):
+        raise story.Skip('nbdkit is not installed')
+    if 'libnbd' not in subprocess.run(['ldd', stage.vmferry], capture_output=True, text=True, check=True).stdout:
+        raise story.Skip('built without libnbd')
+    socket, log = path_of(stage, f'nbd-{name}'), path_of(stage, f'log-{name}')
+    stage.processes.append(subprocess.Popen(
+        ['nbdkit', '-f', '-U', socket, '--filter=log', '--filter=delay', 'memory', str(DISK), f'delay-{silent}=10000', f'logfile={log}'],
+        preexec_fn=story.die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    story.wait_until(lambda: os.path.exists(socket), 'the server')
+
+    def is_silent():
+        with open(log, encoding='utf-8') as file:
+            return f' {silent.capitalize()} id=' in file.read()
+    return f'root=nbd+unix:///?socket={socket},no-lock', lambda: story.wait_until(is_silent, 'the silence')
+
+
+def silent_server_is_given_up(stage):
+    """By a target that writes a copy there, and by a machine whose own disk it is."""
+    source = source_of(stage, 'disk')
+    for silent in ('write',):
+        disk, has_come = disk_on_silent_server(stage, silent, silent)
+        target = stage.host(f'host-{silent}').run('vm', *GUEST, '--disk', disk, '--incoming', 'tcp:127.0.0.1:0')
+        migration = source.host.start('migrate', 'vm', target.uri, *COPY)
+        has_come()
+        done(target.host, 'quit', 'vm', '--force')
+        assert target.wait() == 0, target.process.stderr.read()
+        migration.communicate(timeout=story.PATIENCE_S)
+        assert migration.returncode == 1
+        works(source)
+    disk, has_come = disk_on_silent_server(stage, 'own', 'write')
+    machine = stage.host('host-c').run('vm', *GUEST, '--disk', disk)
+    has_come()
+    done(machine.host, 'quit', 'vm', '--force')
+    assert machine.wait() == 0
+
+
 if __name__ == '__main__':
     story.run(disk_moves_with_the_guest, disk_lies_in_a_stream, what_is_left_behind_can_be_started,
               place_that_cannot_take_it, disks_that_are_not_there, handover_that_is_cut_leaves_one_disk,
-              full_target_is_heard_of, programs_see_disks)
+              full_target_is_heard_of, programs_see_disks, silent_server_is_given_up)

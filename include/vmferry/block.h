@@ -112,6 +112,12 @@ bool vmf_disk_acquire(VmfDisk *disk, GError **error);
  */
 bool vmf_disk_release(VmfDisk *disk, GError **error);
 
+/*
+ * For who ends, whatever becomes of the disk: from now on nobody waits for its NBD server. Whoever connects fails
+ * (VMF_ERROR_CANCELLED), and after two seconds of silence whoever waits for an answer, so that vmf_disk_free() returns. Any thread.
+ */
+void vmf_disk_give_up(VmfDisk *disk);
+
 /* For vmf_guest_add_disk(), with the VmfDisk: how images of the guest know the disk again (docs/fixed-ram-format.rst, "DISK"). */
 extern const VmfDiskOps vmf_disk_guest_ops;
 
