@@ -138,3 +138,42 @@ void wait_for_writes(VmfMachine *m, uint64_t n)
     assert_int_equal(info_of(m).guest_errors, 0);
     assert_int_equal(info_of(m).disks[0].failures, 0);
 }
+
+/* ---- a handover -------------------------------------------------------------------------------------------------- */
+
+/* Not in the test's thread: nothing is asserted. */
+static bool is_same(const Handed *handed, unsigned disk)
+{
+    g_autofree char *here = path_of(handed->rig, handed->here[disk]), *there = path_of(handed->rig, handed->there[disk]);
+    g_autofree char *one = NULL, *other = NULL;
+    gsize length, other_length;
+
+    return g_file_get_contents(here, &one, &length, NULL) && g_file_get_contents(there, &other, &other_length, NULL) &&
+           length == handed->size && other_length == handed->size && memcmp(one, other, handed->size) == 0;
+}
+
+/* The target's session is about to start the guest, and waits for this. */
+static bool compare_at(void *opaque, const char *point)
+{
+    Handed *handed = opaque;
+
+    if (strcmp(point, "target.guest.start.due") != 0)
+        return false;
+    for (unsigned i = 0; i < G_N_ELEMENTS(handed->here) && handed->here[i]; i++) {
+        handed->compared++;
+        handed->different += !is_same(handed, i);
+    }
+    return false;
+}
+
+void watch_handover(VmfTrip *trip, Handed *handed)
+{
+    trip->target_parameters.fault = compare_at;
+    trip->target_parameters.fault_opaque = handed;
+}
+
+void assert_handed_whole(const Handed *handed)
+{
+    assert_int_equal(handed->compared, handed->here[1] ? 2 : 1);
+    assert_int_equal(handed->different, 0);
+}

@@ -39,4 +39,18 @@ VmfMachineInfo info_of(VmfMachine *m);
 /* Of the first disk: so many more. */
 void wait_for_writes(VmfMachine *m, uint64_t n);
 
+/* The disks' files at both ends in the instant in which a guest that was not stopped for it changes hands: here it runs no
+ * more, and there not yet. */
+typedef struct {
+    const Rig *rig;
+    const char *here[2], *there[2]; /* as in Disks */
+    uint64_t size;
+    unsigned compared, different; /* filled in; of the disks */
+} Handed;
+
+/* Before the trip, whose target then has no other fault. @handed lives as long. */
+void watch_handover(VmfTrip *trip, Handed *handed);
+/* After it. */
+void assert_handed_whole(const Handed *handed);
+
 #endif

@@ -103,8 +103,8 @@ static void assert_superset(const Rig *rig, VmfMachine *machine, const char *fil
     assert_true(n > 10);
 }
 
-/* To its end; NULL: it was done, otherwise the source's word. */
-static char *move(VmfMachine *from, VmfMachine *to, bool copied)
+/* To its end; NULL: it was done, otherwise the source's word. @handed: NULL, or what is to be looked at. */
+static char *move_watched(VmfMachine *from, VmfMachine *to, bool copied, Handed *handed)
 {
     VmfTrip trip;
     char *problem = NULL;
@@ -114,12 +114,19 @@ static char *move(VmfMachine *from, VmfMachine *to, bool copied)
     trip.source_parameters.switchover_timeout_ns = trip.source_parameters.downtime_limit_ns = 60 * UINT64_C(1000000000);
     if (copied)
         trip.source_parameters.copy_disks = "root";
+    if (handed)
+        watch_handover(&trip, handed);
     assert_true(vmf_machine_start(from, NULL));
     if (!vmf_trip_run(&trip, vmf_machine_guest(from), vmf_machine_guest(to)))
         problem = g_strdup_printf("%s; %s", trip.source_error ? trip.source_error->message : "",
                                   trip.target_error ? trip.target_error->message : "");
     vmf_trip_clear(&trip);
     return problem;
+}
+
+static char *move(VmfMachine *from, VmfMachine *to, bool copied)
+{
+    return move_watched(from, to, copied, NULL);
 }
 
 static void work_on(VmfMachine *machine)
@@ -147,11 +154,14 @@ static void go_round(const Rig *rig, bool copied)
         VmfMachine *next = new_machine(rig, file, copied);
         g_autofree char *before_file = g_strdup_printf("disk-%u", copied ? i - 1 : 0);
         g_autofree char *before = content_of(rig, before_file, DISK_BYTES);
+        Handed handed = {rig, {before_file}, {file}, DISK_BYTES, 0, 0};
         set_map(at, NULL, 0);
         assert_true(vmf_disk_clear_bitmap(disk_of(at), "fine", NULL)); /* so that what it has is of this move */
-        g_autofree char *problem = move(at, next, copied);
+        g_autofree char *problem = move_watched(at, next, copied, copied ? &handed : NULL);
         if (problem)
             fail_msg("%s", problem);
+        if (copied)
+            assert_handed_whole(&handed);
         work_on(next);
         assert_true(vmf_machine_stop(next, NULL));
         vmf_machine_free(at);
