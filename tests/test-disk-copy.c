@@ -411,6 +411,110 @@ static void test_bad_block_of_the_source(void **state)
     assert_true(exists(rig, "there.partial") && !exists(rig, "there"));
 }
 
+static VmfMachine *pair_at_target(const Rig *rig)
+{
+    return machine(rig, (Disks){.files = {"there", "there-too"}, .incoming = true});
+}
+
+static bool is_taken(const Rig *rig, const char *file)
+{
+    g_autoptr(VmfMachine) other = machine(rig, (Disks){.files = {file}});
+
+    return !vmf_machine_hold_storage(other, NULL);
+}
+
+/* Nothing of either is at the target, under a name that says so, and the source has both. */
+static void pair_refused(const Rig *rig, VmfTrip *trip, VmfMachine *source, VmfMachine *target, const char *what)
+{
+    refused(rig, trip, source, target, what);
+    assert_true(info_of(source).disks[1].locked && is_taken(rig, "here") && is_taken(rig, "here-too"));
+    assert_false(info_of(target).disks[1].acquired);
+    assert_int_equal(info_of(source).disks[1].failures, 0);
+    assert_true(exists(rig, "there.partial") && exists(rig, "there-too.partial"));
+}
+
+static void pair_arrives(const Rig *rig, VmfMachine *source)
+{
+    g_autoptr(VmfMachine) target = pair_at_target(rig);
+    Handed handed = {rig, {"here", "here-too"}, {"there", "there-too"}, DISK_BYTES, 0, 0};
+    VmfTrip trip;
+
+    trip_init(&trip);
+    watch_handover(&trip, &handed);
+    trip_done(&trip, source, target);
+    assert_handed_whole(&handed);
+    assert_true(info_of(target).disks[1].locked && !info_of(source).disks[1].acquired);
+    assert_false(exists(rig, "there.partial") || exists(rig, "there-too.partial"));
+    wait_for_writes(target, 50);
+    vmf_trip_clear(&trip);
+}
+
+/* In the bulk, and when all of it is to be durable; of each of the two. */
+static void test_one_of_two_fails(void **state)
+{
+    static VmfStorageFault faults[] = {
+        {.kind = VMF_STORAGE_FAULT_FULL, .after_bytes = MIB},
+        {.kind = VMF_STORAGE_FAULT_ERROR, .on = VMF_STORAGE_FAULT_ON(VMF_REQUEST_FLUSH)},
+    };
+    const Rig *rig = *state;
+    g_autoptr(VmfMachine) source = machine(rig, (Disks){.files = {"here", "here-too"}, .size = DISK_BYTES});
+    VmfTrip trip;
+
+    assert_true(vmf_machine_start(source, NULL));
+    wait_for_writes(source, 100);
+    for (unsigned i = 0; i < 2 * G_N_ELEMENTS(faults); i++) {
+        g_autoptr(VmfMachine) target = pair_at_target(rig);
+        vmf_disk_set_wrap(target->disks[i % 2].disk, put_fault, &faults[i / 2]);
+        trip_init(&trip);
+        pair_refused(rig, &trip, source, target, i % 2 ? "disk data" : "disk root");
+        assert_false(exists(rig, "there") || exists(rig, "there-too"));
+    }
+    pair_arrives(rig, source);
+}
+
+typedef struct {
+    const Rig *rig;
+    const char *file;
+} Squatter;
+
+/* All has come, and nothing has its name yet. */
+static bool take_the_place(void *opaque, const char *point)
+{
+    const Squatter *squatter = opaque;
+    g_autofree char *path = path_of(squatter->rig, squatter->file);
+
+    if (strcmp(point, "target.loaded") == 0)
+        g_file_set_contents(path, "kept", 4, NULL);
+    return false;
+}
+
+/* Somebody puts a file where one of two copies belongs, when both are whole: the other one, which may have its name by
+ * then, loses it again. */
+static void test_place_of_one_of_two_is_taken_meanwhile(void **state)
+{
+    static const char *const files[] = {"there", "there-too"};
+    const Rig *rig = *state;
+    g_autoptr(VmfMachine) source = machine(rig, (Disks){.files = {"here", "here-too"}, .size = DISK_BYTES});
+
+    assert_true(vmf_machine_start(source, NULL));
+    wait_for_writes(source, 100);
+    for (unsigned i = 0; i < G_N_ELEMENTS(files); i++) {
+        g_autoptr(VmfMachine) target = pair_at_target(rig);
+        g_autofree char *path = path_of(rig, files[i]);
+        Squatter squatter = {rig, files[i]};
+        VmfTrip trip;
+        trip_init(&trip);
+        trip.target_parameters.fault = take_the_place;
+        trip.target_parameters.fault_opaque = &squatter;
+        pair_refused(rig, &trip, source, target, "disk.place");
+        g_autofree char *kept = content_of(rig, files[i], 4);
+        assert_memory_equal(kept, "kept", 4);
+        assert_false(exists(rig, files[!i]));
+        assert_int_equal(g_unlink(path), 0);
+    }
+    pair_arrives(rig, source);
+}
+
 /* The target dies with its copy at each point from which the guest may still go on here; then it does, and a new copy
  * arrives. */
 static bool die_at(void *opaque, const char *point)
@@ -675,6 +779,8 @@ int main(void)
         rig_test(test_bad_block_of_the_target),
         rig_test(test_target_that_cannot_sync),
         rig_test(test_bad_block_of_the_source),
+        rig_test(test_one_of_two_fails),
+        rig_test(test_place_of_one_of_two_is_taken_meanwhile),
         rig_test(test_target_dies),
         rig_test(test_mirrored),
         rig_test(test_latency_goal_slows_the_copy),
