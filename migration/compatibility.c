@@ -148,9 +148,8 @@ static uint32_t minimum_version(const VmfOwner *owner, VmfGuest *guest)
     return entry && entry->state ? entry->state->minimum_version : 0;
 }
 
-static void compare_section(const VmfStaticSection *there, VmfOwner *owner, VmfGuest *guest, GPtrArray *texts)
+static void compare_section(const VmfStaticSection *there, const VmfOwner *owner, VmfGuest *guest, GPtrArray *texts)
 {
-    owner->stream_version = there->version;
     if (there->version > owner->version || there->version < minimum_version(owner, guest))
         differ(texts, "section.version: %s %u: here %u to %u, there %u", there->name, there->instance,
                minimum_version(owner, guest), owner->version, there->version);
@@ -166,24 +165,34 @@ static VmfOwner *find_owner(GArray *owners, const char *name, uint32_t instance)
     return NULL;
 }
 
-static void compare_sections(const VmfStaticData *theirs, GArray *owners, VmfGuest *guest, GPtrArray *texts)
+void vmf_compatibility_note(const VmfStaticData *theirs, GArray *owners)
 {
-    g_autoptr(GHashTable) found = g_hash_table_new(NULL, NULL);
-
+    for (guint i = 0; i < owners->len; i++)
+        vmf_owner(owners, i)->absent = vmf_owner(owners, i)->has_section;
     for (guint i = 0; i < theirs->sections->len; i++) {
         const VmfStaticSection *there = &g_array_index(theirs->sections, VmfStaticSection, i);
         VmfOwner *owner = find_owner(owners, there->name, there->instance);
-        if (!owner) {
-            differ(texts, "section.missing: %s %u: here nothing, there version %u", there->name, there->instance, there->version);
-            continue;
+        if (owner) {
+            owner->stream_version = there->version;
+            owner->absent = false;
         }
-        g_hash_table_add(found, owner);
-        compare_section(there, owner, guest, texts);
+    }
+}
+
+static void compare_sections(const VmfStaticData *theirs, GArray *owners, VmfGuest *guest, GPtrArray *texts)
+{
+    vmf_compatibility_note(theirs, owners);
+    for (guint i = 0; i < theirs->sections->len; i++) {
+        const VmfStaticSection *there = &g_array_index(theirs->sections, VmfStaticSection, i);
+        const VmfOwner *owner = find_owner(owners, there->name, there->instance);
+        if (!owner)
+            differ(texts, "section.missing: %s %u: here nothing, there version %u", there->name, there->instance, there->version);
+        else
+            compare_section(there, owner, guest, texts);
     }
     for (guint i = 0; i < owners->len; i++) {
-        VmfOwner *owner = vmf_owner(owners, i);
+        const VmfOwner *owner = vmf_owner(owners, i);
         bool may_miss = owner->handlers->is_active && !owner->handlers->is_active(owner->opaque);
-        owner->absent = owner->has_section && !g_hash_table_contains(found, owner);
         if (owner->absent && !may_miss)
             differ(texts, "section.missing: %s %u: here version %u, there nothing", owner->name, owner->instance, owner->version);
     }

@@ -13,8 +13,10 @@ VmfStaticData *vmf_static_data_of(VmfGuest *guest, GArray *owners);
 
 /*
  * Named incompatibilities of the stream @theirs with a guest that is @ours, at most VMF_VERDICT_TEXTS_MAX of them, "id: what: here X,
- * there Y"; empty: none. @owners: of @guest; they learn the stream's version of their section.
+ * there Y"; empty: none. @owners: of @guest; as by vmf_compatibility_note(). It may wait for the storage that a disk is to arrive in.
  */
 char **vmf_compatibility_check(const VmfStaticData *theirs, const VmfStaticData *ours, GArray *owners, VmfGuest *guest);
+/* @owners learn the stream's version of their section, and which of them it leaves out. */
+void vmf_compatibility_note(const VmfStaticData *theirs, GArray *owners);
 
 #endif

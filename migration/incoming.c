@@ -29,6 +29,8 @@ struct VmfReception {
     pthread_t thread;
     bool started;
     _Atomic bool quit;
+    pthread_mutex_t judging; /* over owners: one caller is judged at a time */
+    GArray *owners;          /* a copy; notes of who may win are made in it */
     GPtrArray *callers; /* under the session's lock, as what follows */
     VmfIncoming *winner;
     bool taken;
@@ -208,6 +210,17 @@ static void see_off(VmfIncoming *incoming)
         ;
 }
 
+/* It may wait for a server on which a disk is: whoever has the session's lock would keep the whole session waiting, also who cancels it. */
+static char **incompatibilities(VmfReception *reception, const VmfIncoming *incoming)
+{
+    const VmfReceptionConfig *config = &reception->config;
+
+    pthread_mutex_lock(&reception->judging);
+    char **texts = vmf_compatibility_check(incoming->static_data, config->ours, reception->owners, config->session->guest);
+    pthread_mutex_unlock(&reception->judging);
+    return texts;
+}
+
 static bool judge(VmfReception *reception, VmfIncoming *incoming, GError **error)
 {
     const VmfReceptionConfig *config = &reception->config;
@@ -215,9 +228,7 @@ static bool judge(VmfReception *reception, VmfIncoming *incoming, GError **error
     if (!check_presence(incoming, error))
         return false;
     set_features(incoming);
-    pthread_mutex_lock(&config->session->lock);
-    g_auto(GStrv) texts = vmf_compatibility_check(incoming->static_data, config->ours, config->owners, config->session->guest);
-    pthread_mutex_unlock(&config->session->lock);
+    g_auto(GStrv) texts = incompatibilities(reception, incoming);
     if (texts[0]) {
         g_autofree char *all = g_strjoinv("; ", texts);
         send_verdict(incoming, false, texts, NULL);
@@ -269,7 +280,7 @@ VmfIncoming *vmf_incoming_read(VmfChannel *channel, GError **error)
 
 /* ---- callers --------------------------------------------------------------------------------------------------------------- */
 
-/* Hands the caller over, if it is the first. The versions of its sections are noted under the same lock that judges others. */
+/* Hands the caller over, if it is the first, with the versions of its sections. */
 static bool win(VmfReception *reception, VmfIncoming *incoming)
 {
     VmfSession *session = reception->config.session;
@@ -277,7 +288,7 @@ static bool win(VmfReception *reception, VmfIncoming *incoming)
     pthread_mutex_lock(&session->lock);
     bool first = !reception->taken && !reception->quit;
     if (first) {
-        g_strfreev(vmf_compatibility_check(incoming->static_data, reception->config.ours, reception->config.owners, session->guest));
+        vmf_compatibility_note(incoming->static_data, reception->config.owners);
         reception->taken = true;
         reception->winner = incoming;
         pthread_cond_broadcast(&session->changed);
@@ -583,6 +594,8 @@ VmfReception *vmf_reception_new(const VmfReceptionConfig *config, GError **error
     reception->config = *config;
     reception->single = vmf_listener_max_channels(config->session->listener) == 1;
     reception->callers = g_ptr_array_new();
+    reception->owners = g_array_copy(config->owners);
+    pthread_mutex_init(&reception->judging, NULL);
     int failed = pthread_create(&reception->thread, NULL, reception_main, reception);
     reception->started = failed == 0;
     if (failed) {
@@ -606,6 +619,8 @@ void vmf_reception_free(VmfReception *reception)
         g_usleep(1000);
     vmf_incoming_free(reception->winner);
     g_ptr_array_unref(reception->callers);
+    g_array_unref(reception->owners);
+    pthread_mutex_destroy(&reception->judging);
     g_clear_error(&reception->error);
     g_free(reception);
 }

@@ -226,9 +226,9 @@ def disk_on_silent_server(stage, name, silent):
 
 
 def silent_server_is_given_up(stage):
-    """By a target that writes a copy there, and by a machine whose own disk it is."""
+    """By a target that looks at the place, or writes the copy, and by a machine whose own disk it is."""
     source = source_of(stage, 'disk')
-    for silent in ('write',):
+    for silent in ('read', 'write'):
         disk, has_come = disk_on_silent_server(stage, silent, silent)
         target = stage.host(f'host-{silent}').run('vm', *GUEST, '--disk', disk, '--incoming', 'tcp:127.0.0.1:0')
         migration = source.host.start('migrate', 'vm', target.uri, *COPY)
