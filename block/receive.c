@@ -89,7 +89,8 @@ static bool look_at_fd(const VmfDisk *disk, int fd, Place *place, GError **error
 
 static bool look_at_export(const VmfDisk *disk, Place *place, GError **error)
 {
-    VmfStorageOptions options = {.mode = VMF_STORAGE_READ, .connect = disk->connect, .cancelled = &disk->given_up};
+    /* One that cannot be written is refused. */
+    VmfStorageOptions options = {.mode = VMF_STORAGE_MODIFY, .connect = disk->connect, .cancelled = &disk->given_up};
     g_autoptr(VmfStorage) storage = vmf_storage_open(disk->uri, &options, error);
 
     if (!storage)
@@ -198,6 +199,17 @@ static bool check_partial(const VmfDisk *disk, const char *partial, GError **err
     return !failed;
 }
 
+/* The copy, and names for it, are made there. */
+static bool check_directory(const VmfDisk *disk, const char *partial, GError **error)
+{
+    g_autofree char *directory = g_path_get_dirname(partial);
+
+    if (faccessat(AT_FDCWD, directory, W_OK | X_OK, AT_EACCESS) == 0)
+        return true;
+    g_autofree char *text = g_strdup_printf("nothing can be made in %s: %s", directory, g_strerror(errno));
+    return problem(error, VMF_ERROR_DISK_PLACE, disk, text);
+}
+
 /* *@fd: what is there, locked; -1: nothing. */
 static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
 {
@@ -215,6 +227,8 @@ static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, in
         g_propagate_error(error, failed);
         return false;
     }
+    if (is_file_or_nothing(*fd) && !check_directory(disk, partial, error))
+        return false;
     if (!place->is_partial && is_file_or_nothing(*fd) && !check_partial(disk, partial, error))
         return false;
     return *fd < 0 || look_at_fd(disk, *fd, place, error);
@@ -260,6 +274,21 @@ char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnt
     }
     pthread_mutex_unlock(&disk->ownership);
     return fine ? NULL : g_strdup(error->message);
+}
+
+bool vmf_disk_receive_is_same(const VmfDisk *one, const VmfDisk *other)
+{
+    struct stat a, b;
+
+    if (strcmp(one->uri, other->uri) == 0)
+        return true;
+    if (!one->path || !other->path)
+        return false;
+    if (stat(one->path, &a) == 0 && stat(other->path, &b) == 0)
+        return a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_rdev == b.st_rdev;
+    g_autofree char *here = g_path_get_basename(one->path), *there = g_path_get_basename(other->path);
+    g_autofree char *in = g_path_get_dirname(one->path), *into = g_path_get_dirname(other->path);
+    return strcmp(here, there) == 0 && stat(in, &a) == 0 && stat(into, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
 /* ---- bitmaps of what was there ------------------------------------------------------------------------------------ */

@@ -28,6 +28,9 @@ typedef enum { VMF_RECEIVE_ANEW, VMF_RECEIVE_ONTO_BASE } VmfReceiveOnto;
 /* What speaks against a copy of @size_bytes; NULL: nothing. Changes nothing and keeps nothing; the caller's to free. */
 char *vmf_disk_receive_problem(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto);
 
+/* What comes for both would be written to one file, device or export, as far as their names tell. */
+bool vmf_disk_receive_is_same(const VmfDisk *one, const VmfDisk *other);
+
 /*
  * Checks it again, locks it, and opens it for requests; the disk has this size from now on. VMF_ERROR_DISK_PLACE: it is
  * smaller, or holds what is not to be replaced, or there is no base of this size; VMF_ERROR_LOCKED; VMF_ERROR_STATE: the

@@ -3,8 +3,11 @@
 #include "stream/test-storage-rig.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -395,6 +398,52 @@ static void test_link_to_nothing(void **state)
     assert_refused(disk, VMF_RECEIVE_ANEW, VMF_ERROR_DISK_PLACE, "a link");
 }
 
+static void set_immutable(const char *directory, bool immutable)
+{
+    int fd = open(directory, O_RDONLY | O_DIRECTORY), flags = 0;
+
+    assert_true(fd >= 0);
+    bool done = ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0;
+    flags = immutable ? flags | FS_IMMUTABLE_FL : flags & ~FS_IMMUTABLE_FL;
+    done = done && ioctl(fd, FS_IOC_SETFLAGS, &flags) == 0;
+    close(fd);
+    if (done)
+        return;
+    print_message("skip: a directory cannot be made immutable: %s\n", g_strerror(errno));
+    skip();
+}
+
+/* That is known ahead of the first octet. */
+static void test_directory_that_takes_nothing(void **state)
+{
+    g_autoptr(VmfDisk) nowhere = disk_at(*state, "no-such/place", false), disk = disk_at(*state, "place", false);
+    g_autofree char *problem = NULL;
+
+    assert_refused(nowhere, VMF_RECEIVE_ANEW, VMF_ERROR_DISK_PLACE, "nothing can be made in ");
+    problem = vmf_disk_receive_problem(disk, MIB, VMF_RECEIVE_ANEW);
+    assert_null(problem);
+    set_immutable(*state, true);
+    problem = vmf_disk_receive_problem(disk, MIB, VMF_RECEIVE_ANEW);
+    set_immutable(*state, false);
+    assert_non_null(problem);
+    assert_non_null(strstr(problem, "nothing can be made in "));
+}
+
+static void test_places_that_are_one(void **state)
+{
+    g_autoptr(VmfDisk) one = disk_at(*state, "place", false), same = disk_at(*state, "./place", false);
+    g_autoptr(VmfDisk) other = disk_at(*state, "other", false);
+    g_autofree char *path = path_at(*state, "place"), *link_path = path_at(*state, "other");
+
+    assert_true(vmf_disk_receive_is_same(one, same));
+    assert_false(vmf_disk_receive_is_same(one, other));
+    put(*state, "place", "base");
+    assert_true(vmf_disk_receive_is_same(one, same));
+    assert_false(vmf_disk_receive_is_same(one, other));
+    assert_int_equal(link(path, link_path), 0);
+    assert_true(vmf_disk_receive_is_same(one, other));
+}
+
 /* Its bitmaps are another's too, and stay with it. */
 static void test_bitmaps_of_what_was_put_there(void **state)
 {
@@ -505,6 +554,8 @@ int main(void)
         rig_test(test_base_that_is_replaced),
         rig_test(test_without_such_a_step),
         rig_test(test_link_to_nothing),
+        rig_test(test_directory_that_takes_nothing),
+        rig_test(test_places_that_are_one),
         rig_test(test_bitmaps_of_what_was_put_there),
         rig_test(test_directories_that_nobody_syncs),
         rig_test(test_name_that_is_not_durable_is_given_back),

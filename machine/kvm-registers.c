@@ -225,7 +225,7 @@ static bool travels(uint32_t index)
     return index != MSR_TSC && index != 0x11 && index != 0x12 && index != 0x4b564d00;
 }
 
-static bool read_msrs(VmfKvmVcpu *vcpu)
+static bool read_msrs(VmfKvmVcpu *vcpu, GError **error)
 {
     VmfKvmCpuState *s = &vcpu->wire;
     const struct kvm_msr_list *all = vcpu->machine->kvm->msrs;
@@ -233,11 +233,16 @@ static bool read_msrs(VmfKvmVcpu *vcpu)
     s->n_msrs = 0;
     memset(s->msr_index, 0, sizeof(s->msr_index));
     memset(s->msr_value, 0, sizeof(s->msr_value));
-    for (uint32_t i = 0; i < all->nmsrs && s->n_msrs < VMF_KVM_MSRS_MAX; i++) {
+    for (uint32_t i = 0; i < all->nmsrs; i++) {
         uint64_t value = 0;
 
         if (!travels(all->indices[i]) || !transfer_msr(vcpu, KVM_GET_MSRS, all->indices[i], &value))
             continue;
+        if (s->n_msrs == VMF_KVM_MSRS_MAX) {
+            g_set_error(error, VMF_ERROR, VMF_ERROR_DEVICE_STATE, "%s: cpu %u: save: this host's KVM has more than %u MSRs to save",
+                        vcpu->machine->name, vcpu->index, VMF_KVM_MSRS_MAX);
+            return false;
+        }
         if (all->indices[i] == MSR_SYSTEM_TIME && vcpu->system_time)
             value = vcpu->system_time; /* it has not run since it came */
         s->msr_index[s->n_msrs] = all->indices[i];
@@ -380,7 +385,7 @@ static bool apply_events(VmfKvmVcpu *vcpu, GError **error)
 bool vmf_kvm_read_registers(VmfKvmVcpu *vcpu, GError **error)
 {
     if (!read_run_state(vcpu, error) || !read_general(vcpu, error) || !read_special(vcpu, error) ||
-        !read_extended(vcpu, error) || !read_msrs(vcpu))
+        !read_extended(vcpu, error) || !read_msrs(vcpu, error))
         return false;
     read_tsc(vcpu);
     return read_events(vcpu, error);

@@ -234,12 +234,33 @@ static bool names_disk(const VmfStaticData *data, const char *name)
     return false;
 }
 
+static VmfDisk *place_of_copy(const VmfStaticData *theirs, guint i, VmfGuest *guest)
+{
+    const VmfStaticDisk *there = &g_array_index(theirs->disks, VmfStaticDisk, i);
+    const VmfGuestDisk *here = there->flags & VMF_WIRE_DISK_COPIED ? vmf_guest_find_disk(guest, there->name) : NULL;
+
+    return here && here->ops.disk ? here->ops.disk(here->opaque) : NULL;
+}
+
+/* Two copies in one place. */
+static void compare_places(const VmfStaticData *theirs, VmfGuest *guest, GPtrArray *texts)
+{
+    for (guint i = 0; i < theirs->disks->len; i++)
+        for (guint j = 0; j < i; j++) {
+            VmfDisk *one = place_of_copy(theirs, j, guest), *other = place_of_copy(theirs, i, guest);
+            if (one && other && vmf_disk_receive_is_same(one, other))
+                differ(texts, "disk.place: %s: here in the place of %s, there a disk of its own",
+                       g_array_index(theirs->disks, VmfStaticDisk, i).name, g_array_index(theirs->disks, VmfStaticDisk, j).name);
+        }
+}
+
 static void compare_disks(const VmfStaticData *theirs, VmfGuest *guest, GPtrArray *texts)
 {
     VmfReceiveOnto onto = theirs->features_required & VMF_FEATURE_BASES ? VMF_RECEIVE_ONTO_BASE : VMF_RECEIVE_ANEW;
 
     for (guint i = 0; i < theirs->disks->len; i++)
         compare_disk(&g_array_index(theirs->disks, VmfStaticDisk, i), guest, onto, texts);
+    compare_places(theirs, guest, texts);
     for (unsigned i = 0; theirs->disks->len > 0 && i < vmf_guest_n_disks(guest); i++) {
         const VmfGuestDisk *here = vmf_guest_disk(guest, i);
         if (!names_disk(theirs, here->name))

@@ -21,8 +21,14 @@
 #include "block/tee.h"
 #include "stream/clock.h"
 
-#define STUCK_NS                                                                                                       \
-    (1 * VMF_NS_PER_S) /* in which nothing gets on: longer than a guest should wait for nothing */
+#define STUCK_NS (1 * VMF_NS_PER_S)         /* in which nothing gets on: longer than a guest should wait for nothing */
+#define STUCK_BEHIND_NS (5 * VMF_NS_PER_S) /* in which others do: what was sent ahead of it over a slow link has arrived by then */
+
+/* The watchdog's, of a disk. */
+typedef struct {
+    uint64_t arrived;
+    int64_t moved_ns; /* when one of its writes arrived last, or none waited */
+} Watched;
 
 struct VmfDiskMirror {
     VmfDiskSource *source;
@@ -36,7 +42,8 @@ struct VmfDiskMirror {
     _Atomic bool caught_up;
     uint64_t ended_before;   /* caught up */
     _Atomic uint64_t writes; /* as it let go */
-    uint64_t seen_arrived, seen_bytes; /* the watchdog's: when anything moved last */
+    Watched *watched;
+    uint64_t seen_bytes; /* likewise the watchdog's: when bytes went out last */
     int64_t seen_ns;
 };
 
@@ -150,6 +157,7 @@ static void mirror_free(VmfDiskMirror *mirror)
 {
     pthread_cond_destroy(&mirror->changed);
     pthread_mutex_destroy(&mirror->lock);
+    g_free(mirror->watched);
     g_free(mirror);
 }
 
@@ -170,9 +178,12 @@ VmfDiskMirror *vmf_disk_mirror_start(VmfDiskSource *source, VmfSaveStream *strea
 {
     VmfDiskMirror *mirror = g_new0(VmfDiskMirror, 1);
 
-    *mirror = (VmfDiskMirror){.source = source, .stream = stream, .on = true};
+    *mirror = (VmfDiskMirror){.source = source, .stream = stream, .on = true, .watched = g_new0(Watched, source->n_disks)};
     pthread_mutex_init(&mirror->lock, NULL);
     pthread_cond_init(&mirror->changed, NULL);
+    mirror->seen_ns = vmf_now_ns();
+    for (unsigned i = 0; i < source->n_disks; i++)
+        mirror->watched[i].moved_ns = mirror->seen_ns;
     bool begun = begin_tees(mirror, error);
     if (begun && pthread_create(&mirror->thread, NULL, mirror_main, mirror) == 0)
         return mirror;
@@ -219,16 +230,38 @@ bool vmf_disk_mirror_arrived(VmfDiskMirror *mirror, uint64_t number)
     return found || !mirror->on;
 }
 
+/* Whether any of its writes arrived since the last look, or none waits. */
+static bool gets_on(const VmfDiskMirror *mirror, unsigned i, uint64_t *arrived, bool *waits)
+{
+    VmfTeeInfo info;
+
+    vmf_disk_tee_get_info(mirror->source->disks[i].disk, &info);
+    bool changed = info.n_arrived != *arrived;
+    *arrived = info.n_arrived;
+    *waits = info.n_waiting > 0;
+    return changed || !*waits;
+}
+
 void vmf_disk_mirror_look(VmfDiskMirror *mirror, int64_t now_ns)
 {
     uint64_t bytes = mirror->source->sent_bytes;
-    VmfTeeInfo info = sum_up(mirror);
+    bool moves = bytes != mirror->seen_bytes, any_waits = false;
+    int64_t first_ns = now_ns;
 
-    if (info.n_waiting == 0 || info.n_arrived != mirror->seen_arrived || bytes != mirror->seen_bytes)
+    for (unsigned i = 0; i < mirror->source->n_disks; i++) {
+        Watched *watched = &mirror->watched[i];
+        bool waits, on = gets_on(mirror, i, &watched->arrived, &waits);
+
+        if (on)
+            watched->moved_ns = now_ns;
+        first_ns = MIN(first_ns, watched->moved_ns);
+        moves |= on && waits;
+        any_waits |= waits;
+    }
+    if (moves || !any_waits)
         mirror->seen_ns = now_ns;
-    mirror->seen_arrived = info.n_arrived;
     mirror->seen_bytes = bytes;
-    if (mirror->on && now_ns - mirror->seen_ns > STUCK_NS)
+    if (mirror->on && (now_ns - mirror->seen_ns > STUCK_NS || now_ns - first_ns > STUCK_BEHIND_NS))
         let_go_of_all(mirror);
 }
 

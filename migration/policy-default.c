@@ -19,6 +19,9 @@
  * rounds without one in each of at most nine degrees. A guest with a steady rate and working set, whose forecast never
  * rises, pays for the gains once and not for each degree.
  *
+ * Not before it is known what the guest writes at the degree in force: a throttled guest runs and rests in turns, and
+ * rounds that are shorter than those see one or the other. Such rounds do not count above.
+ *
  * How much slower: 20 %, then 10 more each time, or at once as much as the figures say is needed to let the guest write
  * half of what the link carries, whichever is more. With a guest that writes d times what the link carries, throttled
  * so that each round is r times the last, the work it loses until the stop grows with (1 - r/d) / (1 - r), which for d
@@ -155,10 +158,11 @@ static void say_no_convergence(DefaultPolicy *policy, const VmfPolicyInput *in, 
     policy->said = true;
     g_snprintf(most, sizeof(most), " %u %%,", in->throttle_percent);
     g_snprintf(out->reason, sizeof(out->reason),
-               "will not converge, because the guest writes %.1f MB/s%s%s and the link carries %.1f MB/s; it goes on like this "
-               "until it is cancelled or a limit is raised",
+               "will not converge, because the guest writes %.1f MB/s%s%s and the link carries %.1f MB/s: a stop takes %.0f ms, the "
+               "limit is %.0f ms; cancel it or raise a limit",
                in->dirty_bytes_per_second / 1e6, in->can_throttle ? ", throttled by the most allowed," : ", cannot be throttled",
-               in->can_throttle ? most : "", in->rate_bytes_per_second / 1e6);
+               in->can_throttle ? most : "", in->rate_bytes_per_second / 1e6, in->forecast_ns / 1e6,
+               in->downtime_limit_ns / 1e6);
 }
 
 /* The percentage at which the guest writes half of what the link carries, by what it wrote at the one in force. */
@@ -220,7 +224,7 @@ static void decide_above(DefaultPolicy *policy, const VmfPolicyInput *in, bool l
     } else if (!first) {
         policy->stale++;
     }
-    if (policy->stale >= ROUNDS_WITHOUT_GAIN)
+    if (policy->stale >= ROUNDS_WITHOUT_GAIN && in->dirty_is_settled)
         slow_down(policy, in, out);
 }
 

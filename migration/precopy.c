@@ -14,13 +14,36 @@
 #define SAMPLE_NS (20 * VMF_NS_PER_MS) /* two periods of a throttled vCPU */
 #define SAMPLE_SHARE 20                /* of a round, at most one part in so many */
 
+/* @percent: decided; it is in force unless nothing gets through. */
+static void set_throttle(VmfSource *source, unsigned percent, bool eased)
+{
+    unsigned before = source->throttle_is_eased ? 0 : source->throttle_percent, now = eased ? 0 : percent;
+
+    if (now != before)
+        vmf_source_guest_ops(source)->throttle(vmf_guest_opaque(source->session->guest), now);
+    source->throttle_percent = percent;
+    source->throttle_is_eased = eased;
+}
+
+void vmf_source_ease(VmfSource *source, bool eased)
+{
+    if (!vmf_source_guest_ops(source)->throttle)
+        return;
+    pthread_mutex_lock(&source->throttle_lock);
+    set_throttle(source, source->throttle_percent, eased);
+    pthread_mutex_unlock(&source->throttle_lock);
+}
+
 void vmf_source_throttle(VmfSource *source, unsigned percent)
 {
     percent = MIN(percent, source->session->parameters.throttle_maximum);
     if (percent == source->throttle_percent || !vmf_source_guest_ops(source)->throttle)
         return;
-    vmf_source_guest_ops(source)->throttle(vmf_guest_opaque(source->session->guest), percent);
-    source->throttle_percent = percent;
+    pthread_mutex_lock(&source->throttle_lock);
+    set_throttle(source, percent, source->throttle_is_eased);
+    pthread_mutex_unlock(&source->throttle_lock);
+    if (source->ram.save)
+        vmf_dirty_rate_restart(&source->ram.save->dirty_rate);
 }
 
 bool vmf_source_pending(VmfSource *source, bool exact, VmfPending *pending, GError **error)
@@ -145,7 +168,8 @@ static VmfPolicyInput policy_input(VmfSource *source, const VmfPending *pending)
 
     if (save) {
         input.rate_bytes_per_second = vmf_source_rate(source);
-        input.dirty_bytes_per_second = save->dirty_bytes_per_second;
+        input.dirty_bytes_per_second = save->dirty_rate.bytes_per_second;
+        input.dirty_is_settled = save->dirty_rate.settled;
         input.sent_bytes = save->payload_bytes;
         input.first_pass_bytes = save->first_pass_bytes;
     }
@@ -190,14 +214,14 @@ static bool sample_dirty_rate(VmfSource *source, GError **error)
     return vmf_session_check_cancelled(source->session, error) && vmf_dirty_sample_end(sample, error);
 }
 
-/* After the first round at a new degree. */
-static void tell_effect(VmfSource *source, uint64_t dirty_bytes_per_second)
+/* Once it has been measured at a new degree. */
+static void tell_effect(VmfSource *source, const VmfPolicyInput *input)
 {
     VmfSession *session = source->session;
     VmfStatistics *statistics = &session->statistics;
-    VmfThrottleStep step = {source->throttle_percent, source->dirty_before_throttle, dirty_bytes_per_second};
+    VmfThrottleStep step = {source->throttle_percent, source->dirty_before_throttle, input->dirty_bytes_per_second};
 
-    if (!source->throttle_is_new)
+    if (!source->throttle_is_new || !input->dirty_is_settled)
         return;
     source->throttle_is_new = false;
     pthread_mutex_lock(&session->lock);
@@ -246,7 +270,7 @@ static bool measure(VmfSource *source, VmfPending *pending, VmfPolicyInput *inpu
             return false;
         *input = policy_input(source, pending);
     }
-    tell_effect(source, input->dirty_bytes_per_second);
+    tell_effect(source, input);
     return true;
 }
 
@@ -366,25 +390,38 @@ static bool converge(VmfSource *source, GError **error)
     return done;
 }
 
-/* While somebody decides the guest is not kept slow for it; what that costs is made up for afterwards. */
-static bool wait_and_converge(VmfSource *source, bool (*may_go)(VmfSource *source, bool *go, GError **error), GError **error)
+/* While it waits the guest is not kept slow for it; what that costs is made up for afterwards. */
+static void let_go(VmfSource *source)
 {
     vmf_source_throttle(source, 0);
     source->throttle_is_new = false;
-    return wait_until(source, may_go, error) && converge(source, error);
+}
+
+static bool wait_for_disks(VmfSource *source, GError **error)
+{
+    bool whole;
+
+    if (!vmf_source_disks_are_whole(source, &whole, error))
+        return false;
+    if (whole)
+        return true;
+    let_go(source);
+    return wait_until(source, vmf_source_disks_are_whole, error) && converge(source, error);
+}
+
+/* The guest runs on meanwhile, and is brought close to its stop anew. */
+static bool wait_for_continue(VmfSource *source, GError **error)
+{
+    let_go(source); /* ahead of the status: who sees that finds the guest at full speed */
+    vmf_session_set_status(source->session, VMF_STATUS_PRE_SWITCHOVER);
+    if (!wait_until(source, told_to_go_on, error))
+        return false;
+    vmf_session_set_status(source->session, VMF_STATUS_ACTIVE);
+    return converge(source, error);
 }
 
 bool vmf_source_precopy(VmfSource *source, GError **error)
 {
-    bool whole;
-
-    if (!converge(source, error) || !vmf_source_disks_are_whole(source, &whole, error))
-        return false;
-    if (!whole && !wait_and_converge(source, vmf_source_disks_are_whole, error))
-        return false;
-    if (!source->session->parameters.pause_before_switchover)
-        return true;
-    vmf_source_throttle(source, 0); /* ahead of the status: who sees that finds the guest at full speed */
-    vmf_session_set_status(source->session, VMF_STATUS_PRE_SWITCHOVER);
-    return wait_and_converge(source, told_to_go_on, error);
+    return converge(source, error) && wait_for_disks(source, error) &&
+           (!source->session->parameters.pause_before_switchover || wait_for_continue(source, error));
 }

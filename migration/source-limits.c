@@ -8,6 +8,7 @@
 #include "stream/clock.h"
 
 #define CANCEL_NS (300 * VMF_NS_PER_MS) /* for ABORT to get out */
+#define EASE_NS (1 * VMF_NS_PER_S)     /* the same for so long: to slow the guest helps nobody */
 #define SILENCE_NS (30 * VMF_NS_PER_S) /* nothing sent and nothing acknowledged, though something waits: nobody is there */
 
 static bool check_timeout(const VmfSource *source, int64_t now, GError **why)
@@ -52,6 +53,7 @@ static bool check_silence(VmfSource *source, int64_t now, GError **why)
         source->octets_seen = octets;
         source->octets_seen_ns = now;
     }
+    vmf_source_ease(source, now - source->octets_seen_ns > EASE_NS);
     if (now - source->octets_seen_ns < SILENCE_NS)
         return true;
     g_set_error(why, VMF_ERROR, VMF_ERROR_TIMEOUT, "target: nothing got through for %.0f s", (double)SILENCE_NS / 1e9);

@@ -56,6 +56,22 @@ static bool is_copied(void *opaque, const char *name)
     return vmf_disk_source_has(opaque, name);
 }
 
+/* It is the user who knows whether that is so. */
+static void tell_shared_disks(VmfSource *source)
+{
+    VmfGuest *guest = source->session->guest;
+    g_autoptr(GPtrArray) names = g_ptr_array_new();
+
+    for (unsigned i = 0; i < vmf_guest_n_disks(guest); i++)
+        if (!is_copied(&source->disks, vmf_guest_disk(guest, i)->name))
+            g_ptr_array_add(names, (char *)vmf_guest_disk(guest, i)->name);
+    if (names->len == 0)
+        return;
+    g_ptr_array_add(names, NULL);
+    g_autofree char *all = g_strjoinv(", ", (char **)names->pdata);
+    vmf_session_event(source->session, "disk.shared", "taken as storage that both hosts reach, not copied: %s", all);
+}
+
 static void describe(VmfSource *source)
 {
     VmfSession *session = source->session;
@@ -72,6 +88,7 @@ static void describe(VmfSource *source)
         used |= VMF_FEATURE_MIRROR;
     vmf_source_describe(source, used, wanted_channels(source));
     vmf_static_data_add_disks(source->static_data, session->guest, is_copied, &source->disks);
+    tell_shared_disks(source);
 }
 
 static bool refused(VmfSource *source, const VmfVerdict *verdict, GError **error)

@@ -137,7 +137,7 @@ static void gather_ram(const VmfSource *source, VmfStatistics *statistics)
     statistics->pages_hole = hole;
     statistics->ram_total_bytes = total;
     statistics->ram_remaining_bytes = vmf_ram_save_pending_bytes(save);
-    statistics->dirty_bytes_per_second = save->dirty_bytes_per_second;
+    statistics->dirty_bytes_per_second = save->dirty_rate.bytes_per_second;
     statistics->chunks_mended = save->chunks_mended;
     statistics->log_audit_cpu_ns = save->log_audit.cpu_ns;
     statistics->log_audit_pages = save->log_audit.pages_looked_at;
@@ -294,6 +294,7 @@ static void clean_up(VmfSource *source)
     vmf_static_data_free(source->static_data);
     XXH3_freeState(source->device_sum);
     vmf_source_handover_clear(source);
+    pthread_mutex_destroy(&source->throttle_lock);
 }
 
 bool vmf_source_run(VmfSession *session, GError **error)
@@ -308,6 +309,7 @@ bool vmf_source_run_to(VmfSession *session, const VmfDestination *destination, v
 
     source->session = session;
     source->destination = destination;
+    pthread_mutex_init(&source->throttle_lock, NULL);
     source->place = place;
     source->ram.session = session;
     source->disks.session = session;

@@ -82,7 +82,9 @@ struct VmfSource {
     int64_t started_ns;  /* the session */
     _Atomic int64_t begun_ns;   /* accepted, all channels open */
     _Atomic int64_t stopped_ns; /* the stop was asked for */
-    _Atomic unsigned throttle_percent; /* in force */
+    pthread_mutex_t throttle_lock;
+    _Atomic unsigned throttle_percent; /* as decided; written by the session's thread, under the lock */
+    bool throttle_is_eased;            /* under the lock: none is in force for now */
     uint64_t sent_before_round;
     int64_t round_ns;              /* how long the latest round took to send */
     bool throttle_is_new;          /* its effect has not been told yet; dirty_before_throttle: what it was measured against */
@@ -112,8 +114,10 @@ bool vmf_source_disks_are_whole(VmfSource *source, bool *whole, GError **error);
 bool vmf_source_await_disks(VmfSource *source, GError **error);
 /* The live rounds, until the policy says stop and the disks are whole. */
 bool vmf_source_precopy(VmfSource *source, GError **error);
-/* Slows the guest, or lets it go. */
+/* Slows the guest, or lets it go. Session thread. */
 void vmf_source_throttle(VmfSource *source, unsigned percent);
+/* Lets it go for now, or slows it again by what is decided. Any thread until clean-up. */
+void vmf_source_ease(VmfSource *source, bool eased);
 /* Asks every owner what is left. @exact: after gathering what is new. */
 bool vmf_source_pending(VmfSource *source, bool exact, VmfPending *pending, GError **error);
 

@@ -2,8 +2,9 @@
 /*
  * Words, and the table of transitions.
  *
- * A session is one migration, so the final statuses have no way out. Four rows carry a decision:
+ * A session is one migration, so the final statuses have no way out. Five rows carry a decision:
  *  - setup may end in completed: a preflight is a whole migration that moves nothing.
+ *  - pre-switchover goes on to active: the guest ran meanwhile, so that what it wrote is sent before the stop.
  *  - device may not return to active: a source that takes the guest back has failed or was cancelled, it does not try
  * again by itself.
  *  - postcopy-active comes after device: the guest runs, and what of its memory it has not asked for is still on its
@@ -23,7 +24,7 @@ static const unsigned may_follow[] = {
         BIT(VMF_STATUS_ACTIVE) | BIT(VMF_STATUS_COMPLETED) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
     [VMF_STATUS_ACTIVE] =
         BIT(VMF_STATUS_PRE_SWITCHOVER) | BIT(VMF_STATUS_DEVICE) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
-    [VMF_STATUS_PRE_SWITCHOVER] = BIT(VMF_STATUS_DEVICE) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
+    [VMF_STATUS_PRE_SWITCHOVER] = BIT(VMF_STATUS_ACTIVE) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
     [VMF_STATUS_DEVICE] =
         BIT(VMF_STATUS_POSTCOPY_ACTIVE) | BIT(VMF_STATUS_COMPLETED) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),
     [VMF_STATUS_POSTCOPY_ACTIVE] = BIT(VMF_STATUS_COMPLETED) | BIT(VMF_STATUS_FAILED) | BIT(VMF_STATUS_CANCELLING),

@@ -74,6 +74,7 @@ static void talk_begin(Talk *talk, uint64_t limit_ms)
     talk->in = (VmfPolicyInput){.size = sizeof(VmfPolicyInput),
                                 .rate_bytes_per_second = GB,
                                 .dirty_bytes_per_second = GB / 10,
+                                .dirty_is_settled = true,
                                 .sent_bytes = 100 * GB,
                                 .first_pass_bytes = 100 * GB,
                                 .downtime_limit_ns = limit_ms * MS,
@@ -184,11 +185,19 @@ static void test_throttling_by_what_the_figures_say(void **state)
           {400, ROUND, 99, NULL}, {400, ROUND, 99, "will not converge"}, {400, ROUND, 99, NULL});
 }
 
+/* Rounds shorter than the turns of a throttled guest say nothing about what it writes. */
+static void test_what_is_not_known_yet_is_waited_for(void **state)
+{
+    STORY(20, talk.in.dirty_is_settled = false, {400, ROUND, 0, NULL}, {400, ROUND, 0, NULL}, {400, ROUND, 0, NULL},
+          {400, ROUND, 0, NULL}, {400, ROUND, 0, NULL});
+    STORY(20, talk.in.dirty_is_settled = false, {400, ROUND, 0, NULL}, {100, ROUND, 0, NULL}, {10, ROUND, 0, NULL}, {9.9, STOP, 0, NULL});
+}
+
 static void test_no_convergence_is_said_once_with_the_reason(void **state)
 {
     STORY(20, talk.in.can_throttle = false, {400, ROUND, 0, NULL}, {400, ROUND, 0, NULL},
           {400, ROUND, 0,
-           "will not converge, because the guest writes 100.0 MB/s, cannot be throttled and the link carries 1000.0 MB/s; it goes on"},
+           "will not converge, because the guest writes 100.0 MB/s, cannot be throttled and the link carries 1000.0 MB/s: a stop takes "},
           {400, ROUND, 0, NULL}, {400, ROUND, 0, NULL}, {100, ROUND, 0, NULL}, {100, ROUND, 0, NULL},
           {100, ROUND, 0, "will not converge"}, {0, STOP, 0, NULL});
 }
@@ -311,6 +320,7 @@ static Ending model_run(const Model *model)
                          .rate_bytes_per_second = model->link,
                          .first_pass_bytes = MODEL_RAM,
                          .state_ns = model->fixed_ms * 1e6,
+                         .dirty_is_settled = true,
                          .downtime_limit_ns = model->limit_ms * 1e6,
                          .can_throttle = model->throttle_maximum > 0};
     double pending = MODEL_RAM;
@@ -438,6 +448,7 @@ int main(void)
         cmocka_unit_test(test_a_lost_wager_is_not_repeated),
         cmocka_unit_test(test_throttling_above_the_limit),
         cmocka_unit_test(test_throttling_by_what_the_figures_say),
+        cmocka_unit_test(test_what_is_not_known_yet_is_waited_for),
         cmocka_unit_test(test_no_convergence_is_said_once_with_the_reason),
         cmocka_unit_test(test_throttle_maximum),
         cmocka_unit_test(test_what_no_round_can_help),

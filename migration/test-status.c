@@ -17,7 +17,7 @@ static const char *const matrix[VMF_STATUS_N] = {
     /* none */ ".S........",
     /* setup */ "..A...CFc.",
     /* active */ "...PD..Fc.",
-    /* pre-switchover */ "....D..Fc.",
+    /* pre-switchover */ "..A....Fc.",
     /* device */ ".....LCFc.",
     /* postcopy-active */ "......CFc.",
     /* completed */ "..........",

@@ -108,6 +108,6 @@ bool vmf_dirty_sample_end(VmfDirtySample *sample, GError **error)
     double seconds = (double)MAX(now_ns - sample->began_ns, 1) / 1e9;
     double bytes = (double)sample->pages * VMF_PAGE_SIZE * (double)sample->n_pending / sample->chunks->len;
     save->harvested_at_ns = (uint64_t)now_ns;
-    atomic_store(&save->dirty_bytes_per_second, (uint64_t)(bytes / seconds));
+    vmf_dirty_rate_set(&save->dirty_rate, (uint64_t)(bytes / seconds));
     return true;
 }

@@ -16,7 +16,7 @@ typedef struct VmfDirtySample VmfDirtySample;
 
 /* After a harvest, with no lane under way. NULL: nothing is pending, so there is nothing to measure. */
 VmfDirtySample *vmf_dirty_sample_begin(VmfRamSave *save);
-/* Harvests, and puts the rate into @save->dirty_bytes_per_second. */
+/* Harvests, and puts the rate into @save->dirty_rate. */
 bool vmf_dirty_sample_end(VmfDirtySample *sample, GError **error);
 void vmf_dirty_sample_free(VmfDirtySample *sample);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(VmfDirtySample, vmf_dirty_sample_free)

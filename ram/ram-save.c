@@ -132,10 +132,10 @@ static bool harvest_log(VmfRamSave *save, GError **error)
                            vmf_ram_block_name(save->blocks[b].block));
             return false;
         }
-    uint64_t now = (uint64_t)vmf_now_ns(), elapsed = MAX(now - save->harvested_at_ns, 1);
+    uint64_t now = (uint64_t)vmf_now_ns(), elapsed = now - save->harvested_at_ns;
     uint64_t gained = vmf_ram_save_pending_bytes(save) - before;
     save->harvested_at_ns = now;
-    atomic_store(&save->dirty_bytes_per_second, (uint64_t)((double)gained * 1e9 / (double)elapsed));
+    vmf_dirty_rate_add(&save->dirty_rate, gained, elapsed);
     return true;
 }
 

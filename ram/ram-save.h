@@ -13,6 +13,7 @@
 
 #include "ram/bitmap.h"
 #include "ram/digest-table.h"
+#include "ram/dirty-rate.h"
 #include "ram/flight.h"
 #include "ram/log-audit.h"
 #include "ram/page-batch.h"
@@ -57,7 +58,7 @@ typedef struct {
 
     VmfLogAudit log_audit;
     uint64_t harvested_at_ns;
-    _Atomic uint64_t dirty_bytes_per_second;
+    VmfDirtyRate dirty_rate;
     uint64_t dirtied_pages; /* since the log started */
 
     pthread_mutex_t lock; /* of the two below */

@@ -241,6 +241,24 @@ static void test_smaller_target_is_refused(void **state)
     assert_false(exists(rig, "there.partial"));
 }
 
+/* Their copies would be one file. */
+static void test_two_disks_in_one_place_are_refused(void **state)
+{
+    const Rig *rig = *state;
+    g_autoptr(VmfMachine) source = machine(rig, (Disks){.files = {"here", "here-too"}, .size = DISK_BYTES});
+    g_autofree char *path = path_of(rig, "there"), *other = path_of(rig, "there-too");
+    g_autoptr(VmfMachine) target = NULL;
+    VmfTrip trip;
+
+    write_file(rig, "there", "", 0, DISK_BYTES);
+    assert_int_equal(link(path, other), 0);
+    target = machine(rig, (Disks){.files = {"there", "there-too"}, .incoming = true});
+    assert_true(vmf_machine_start(source, NULL));
+    wait_for_writes(source, 50);
+    trip_init(&trip);
+    refused(rig, &trip, source, target, "disk.place: data: here in the place of root");
+}
+
 static void test_target_in_use_is_refused(void **state)
 {
     const Rig *rig = *state;
@@ -688,12 +706,9 @@ static void moves_when_it_opens(VmfMachine *source, VmfMachine *target, Door *do
     assert_int_equal(info_of(source).disks[0].failures + info_of(target).disks[0].failures, 0);
 }
 
-/* The target's storage stands still in the middle of it: the guest does not, nothing fails, and it moves when the
- * storage goes on. */
-static void test_mirror_that_is_stuck_lets_go(void **state)
+/* Storage of the target's first disk stands still in the middle of it. */
+static void mirror_stands_still(VmfMachine *source, VmfMachine *target)
 {
-    const Rig *rig = *state;
-    g_autoptr(VmfMachine) source = source_of(rig, "here"), target = target_of(rig, "there");
     Door door = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, .shut = false};
     VmfStatistics statistics = {.size = sizeof(statistics)};
     VmfTripRunning *running;
@@ -715,6 +730,25 @@ static void test_mirror_that_is_stuck_lets_go(void **state)
     pthread_mutex_unlock(&door.lock);
     moves_when_it_opens(source, target, &door, &trip, running);
     vmf_trip_clear(&trip);
+}
+
+/* The guest does not stand still, nothing fails, and it moves when the storage goes on. */
+static void test_mirror_that_is_stuck_lets_go(void **state)
+{
+    const Rig *rig = *state;
+    g_autoptr(VmfMachine) source = source_of(rig, "here"), target = target_of(rig, "there");
+
+    mirror_stands_still(source, target);
+}
+
+/* Whether or not what goes to the other disk still arrives. */
+static void test_mirror_of_one_disk_of_two_that_is_stuck_lets_go(void **state)
+{
+    const Rig *rig = *state;
+    g_autoptr(VmfMachine) source = machine(rig, (Disks){.files = {"here", "here-too"}, .size = DISK_BYTES});
+    g_autoptr(VmfMachine) target = machine(rig, (Disks){.files = {"there", "there-too"}, .incoming = true});
+
+    mirror_stands_still(source, target);
 }
 
 /* It lets go before all is there, so the guest's writes never went to both ends. */
@@ -770,6 +804,7 @@ int main(void)
         rig_test(test_holes_stay_holes),
         rig_test(test_one_copied_one_shared),
         rig_test(test_smaller_target_is_refused),
+        rig_test(test_two_disks_in_one_place_are_refused),
         rig_test(test_target_in_use_is_refused),
         rig_test(test_copy_under_way_is_in_use),
         rig_test(test_what_is_replaced_comes_back),
@@ -785,6 +820,7 @@ int main(void)
         rig_test(test_mirrored),
         rig_test(test_latency_goal_slows_the_copy),
         rig_test(test_mirror_that_is_stuck_lets_go),
+        rig_test(test_mirror_of_one_disk_of_two_that_is_stuck_lets_go),
         rig_test(test_mirror_that_does_not_catch_up_says_nothing),
         rig_test(test_mirror_whose_target_fails),
         rig_test(test_guest_that_goes_back_takes_the_name_away),

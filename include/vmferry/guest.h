@@ -32,7 +32,11 @@ typedef struct VmfGuestOps {
     /* Whether the guest executes (false: paused by its owner; it then arrives paused). Also called before stop(). */
     bool (*is_running)(void *opaque);
 
-    /* Slows the vCPUs: they are to execute (100 - @percent) % of the time; 0 ends it. 0 to 99. NULL: the guest cannot be slowed. */
+    /*
+     * Slows the vCPUs: they are to execute (100 - @percent) % of the time; 0 ends it. 0 to 99. NULL: the guest cannot be slowed. One
+     * call at a time, but from any thread of the session's and beside another callback: while nothing gets through to the target the
+     * guest is let go. Calls nothing of the engine.
+     */
     void (*throttle)(void *opaque, unsigned percent);
 
     /*

@@ -74,7 +74,7 @@ typedef struct {
     uint64_t pending_bytes;        /* still to send, in flight included */
     uint64_t stop_bytes;           /* of which only after the stop */
     uint64_t rate_bytes_per_second;      /* acknowledged by the target, lately */
-    uint64_t dirty_bytes_per_second;     /* written by the guest in the last round */
+    uint64_t dirty_bytes_per_second;     /* written by the guest lately, at least: a page counts once a round */
     uint64_t sent_bytes;           /* payload so far, all rounds */
     uint64_t first_pass_bytes;     /* payload of the first round */
     uint64_t rtt_ns;
@@ -85,6 +85,7 @@ typedef struct {
     unsigned throttle_percent;     /* in force */
     bool can_throttle;
     unsigned throttle_maximum;     /* percent, the most that the session will do; 0: that of VmfGuestOps */
+    bool dirty_is_settled;         /* dirty_bytes_per_second is of at least 100 ms at this throttle_percent, or better */
 } VmfPolicyInput;
 
 typedef enum { VMF_DECIDE_ROUND, VMF_DECIDE_SWITCHOVER, VMF_DECIDE_GIVE_UP } VmfDecision;
