@@ -48,8 +48,12 @@ static bool named(const VmfDisk *disk, bool done, GError **error)
 
 static VmfStorage *open_storage(const VmfDisk *disk, const char *uri, VmfStorageMode mode, bool buffered, GError **error)
 {
-    VmfStorageOptions options = {
-        .mode = mode, .connect = disk->connect, .buffered = buffered, .cancelled = &disk->given_up, .backend = disk->backend_wanted};
+    VmfStorageOptions options = {.mode = mode,
+                                 .connect = disk->connect,
+                                 .buffered = buffered,
+                                 .cancelled = &disk->given_up,
+                                 .connects = !disk->receiving, /* a guest may have to be taken back onto it */
+                                 .backend = disk->backend_wanted};
 
     return vmf_storage_open(uri, &options, error);
 }

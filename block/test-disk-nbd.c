@@ -112,6 +112,17 @@ static void test_request_under_way(void **state)
     assert_int_equal(atomic_load(&rig->code), VMF_ERROR_CANCELLED);
 }
 
+/* As by a machine that ends while its guest is taken back. */
+static void test_acquired_once_more(void **state)
+{
+    Rig *rig = *state;
+
+    vmf_disk_give_up(rig->disk);
+    begin_write(rig);
+    vmf_disk_drain(rig->disk);
+    assert_int_equal(atomic_load(&rig->code), VMF_ERROR_CANCELLED);
+}
+
 /* As by a machine that ends. */
 static void test_freed(void **state)
 {
@@ -130,6 +141,7 @@ int main(void)
     const struct CMUnitTest unit_tests[] = {
         rig_test(test_place_of_a_copy),
         rig_test(test_request_under_way),
+        rig_test(test_acquired_once_more),
         rig_test(test_freed),
     };
 

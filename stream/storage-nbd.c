@@ -31,6 +31,7 @@ typedef struct {
     VmfStorageUri *uri; /* owned */
     VmfConnectFlags flags;
     const _Atomic bool *cancelled; /* as in VmfStorageOptions */
+    bool connects;
     int64_t silence_ns;
     uint64_t command_bytes_max;
     bool can_fua, can_flush, can_zero, can_extents, can_multi_conn;
@@ -338,15 +339,26 @@ static bool add_connection(NbdStorage *storage, VmfNbdConnection *connection)
     return in_time;
 }
 
+static VmfNbdConnection *connect_to(const NbdStorage *storage, GError **error)
+{
+    const _Atomic bool *cancelled = storage->connects ? NULL : storage->cancelled;
+    VmfNbdConnection *connection = vmf_nbd_connect(storage->uri, storage->flags, cancelled, error);
+
+    if (!connection)
+        return NULL;
+    connection->cancelled = storage->cancelled;
+    connection->silence_ns = storage->silence_ns;
+    return connection;
+}
+
 /* NULL: the storage's is to be shared. A server may allow only so many, or mean another export by the same name
  * meanwhile. */
 static VmfNbdConnection *own_connection(NbdStorage *storage)
 {
-    VmfNbdConnection *connection = storage->can_multi_conn ? vmf_nbd_connect(storage->uri, storage->flags, storage->cancelled, NULL) : NULL;
+    VmfNbdConnection *connection = storage->can_multi_conn ? connect_to(storage, NULL) : NULL;
 
     if (!connection)
         return NULL;
-    connection->silence_ns = storage->silence_ns;
     if (nbd_get_size(connection->nbd) == nbd_get_size(storage->connection->nbd) && add_connection(storage, connection))
         return connection;
     vmf_nbd_connection_free(connection);
@@ -550,10 +562,9 @@ static bool learn(NbdStorage *storage, GError **error)
 
 static bool open_export(NbdStorage *storage, GError **error)
 {
-    storage->connection = vmf_nbd_connect(storage->uri, storage->flags, storage->cancelled, error);
+    storage->connection = connect_to(storage, error);
     if (!storage->connection)
         return false;
-    storage->connection->silence_ns = storage->silence_ns;
     add_connection(storage, storage->connection);
     if (!learn(storage, error))
         return false;
@@ -575,6 +586,7 @@ VmfStorage *vmf_storage_nbd_open(VmfStorageUri *uri, const VmfStorageOptions *op
     storage->uri = uri;
     storage->flags = options->connect;
     storage->cancelled = options->cancelled;
+    storage->connects = options->connects;
     storage->silence_ns = options->silence_ns;
     storage->connections = g_ptr_array_new();
     pthread_mutex_init(&storage->calls_lock, NULL);

@@ -46,6 +46,7 @@ typedef struct {
      * nothing, gets VMF_ERROR_CANCELLED, as after vmf_storage_shutdown(). Outlives the storage. NULL: never.
      */
     const _Atomic bool *cancelled;
+    bool connects; /* even then: a server that answers is reached */
     /* Of exports: a server that says nothing for so long while somebody waits for it is given up (VMF_ERROR_IO, timed out), as is
      * whatever is asked of it later. 0: who waits waits. */
     int64_t silence_ns;

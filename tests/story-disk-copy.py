@@ -238,11 +238,15 @@ def silent_server_is_given_up(stage):
         migration.communicate(timeout=story.PATIENCE_S)
         assert migration.returncode == 1
         works(source)
-    disk, has_come = disk_on_silent_server(stage, 'own', 'write')
-    machine = stage.host('host-c').run('vm', *GUEST, '--disk', disk)
-    has_come()
-    done(machine.host, 'quit', 'vm', '--force')
-    assert machine.wait() == 0
+    for way in ('quit', 'signal'):
+        disk, has_come = disk_on_silent_server(stage, way, 'write')
+        machine = stage.host(f'host-{way}').run('vm', *GUEST, '--disk', disk)
+        has_come()
+        if way == 'quit':
+            done(machine.host, 'quit', 'vm', '--force')
+        else:
+            machine.process.terminate()
+        assert machine.wait() == 0
 
 
 if __name__ == '__main__':

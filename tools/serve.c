@@ -262,7 +262,10 @@ bool vmf_serve_ready(VmfServe *serve, GError **error)
 
 static gboolean on_signal(void *opaque)
 {
-    vmf_control_quit(opaque, "host-signal");
+    VmfServe *serve = opaque;
+
+    vmf_machine_give_up_disks(serve->machine);
+    vmf_control_quit(serve->control, "host-signal");
     /* A migration past the point of no return is waited for; who cannot wait sends a second signal, which has its
      * default effect. */
     return G_SOURCE_REMOVE;
@@ -270,8 +273,8 @@ static gboolean on_signal(void *opaque)
 
 bool vmf_serve_until_end(VmfServe *serve, bool start, GError **error)
 {
-    g_unix_signal_add(SIGTERM, on_signal, serve->control);
-    g_unix_signal_add(SIGINT, on_signal, serve->control);
+    g_unix_signal_add(SIGTERM, on_signal, serve);
+    g_unix_signal_add(SIGINT, on_signal, serve);
     signal(SIGPIPE, SIG_IGN); /* a peer or reader that goes away is an error of its channel, not our end */
     signal(SIGXFSZ, SIG_IGN); /* likewise a file that may not grow */
     return (!start || vmf_control_cont_guest(serve->control, error)) && vmf_control_run(serve->control, error);

@@ -113,8 +113,9 @@ bool vmf_disk_acquire(VmfDisk *disk, GError **error);
 bool vmf_disk_release(VmfDisk *disk, GError **error);
 
 /*
- * For who ends, whatever becomes of the disk: from now on nobody waits for its NBD server. Whoever connects fails
- * (VMF_ERROR_CANCELLED), and after two seconds of silence whoever waits for an answer, so that vmf_disk_free() returns. Any thread.
+ * For who ends, whatever becomes of the disk: from now on its NBD server is not waited for longer than two seconds in
+ * which it says nothing (ten, where it is connected to), so that vmf_disk_free() returns: VMF_ERROR_CANCELLED. A copy
+ * cannot begin to arrive any more. Any thread.
  */
 void vmf_disk_give_up(VmfDisk *disk);
 
