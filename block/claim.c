@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <vmferry/error.h>
@@ -87,6 +88,13 @@ bool vmf_claim_renew(const char *path, VmfClaimKind kind, const char *name, int 
     vmf_claim_drop(fd);
     *fd = other;
     return true;
+}
+
+bool vmf_claim_renew_uri(const char *uri, VmfClaimKind kind, int *fd, GError **error)
+{
+    const char *path = g_str_has_prefix(uri, "file:") ? uri + strlen("file:") : NULL;
+
+    return !path || vmf_claim_renew(path, kind, uri, fd, error);
 }
 
 void vmf_claim_drop(int *fd)

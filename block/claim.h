@@ -26,6 +26,8 @@ bool vmf_claim_take(const char *path, VmfClaimKind kind, const char *name, int *
  * vmf_claim_take(); false: *@fd is as it was.
  */
 bool vmf_claim_renew(const char *path, VmfClaimKind kind, const char *name, int *fd, GError **error);
+/* The same of what a URI says, which is the name for messages. What is no "file:" cannot be claimed, and is fine. */
+bool vmf_claim_renew_uri(const char *uri, VmfClaimKind kind, int *fd, GError **error);
 /* *@fd may be -1, and is afterwards. */
 void vmf_claim_drop(int *fd);
 

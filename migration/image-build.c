@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <vmferry/error.h>
 
+#include "block/claim.h"
 #include "migration/image-offline.h"
 #include "stream/channel-bytes.h"
 
@@ -162,9 +163,11 @@ static bool open_all(VmfImageBuild *build, const char *uri, const VmfImageMakeOp
         storage.buffered = options->buffered;
         storage.backend = options->backend;
     }
+    build->uri = uri;
+    build->options = options;
     build->format = (VmfStreamFormat){.version = VMF_STREAM_VERSION_MAX, .swap = origin->swap, .one_way = true};
     if (!make_id(build->id, error) || !make_header(build, origin, error) ||
-        !make_blocks(build, origin->static_data, error))
+        !make_blocks(build, origin->static_data, error) || !vmf_image_build_claim(uri, options, &build->claim, error))
         return false;
     build->storage = vmf_storage_open(uri, &storage, error);
     if (!build->storage)
@@ -187,6 +190,7 @@ VmfImageBuild *vmf_image_build_new(const char *uri, const VmfImageMakeOptions *o
 {
     g_autoptr(VmfImageBuild) build = g_new0(VmfImageBuild, 1);
 
+    build->claim = -1;
     return open_all(build, uri, options, origin, error) ? g_steal_pointer(&build) : NULL;
 }
 
@@ -196,6 +200,7 @@ void vmf_image_build_free(VmfImageBuild *build)
         return;
     vmf_image_writer_free(build->writer);
     vmf_storage_free(build->storage);
+    vmf_claim_drop(&build->claim);
     g_clear_pointer(&build->header, g_byte_array_unref);
     for (unsigned b = 0; b < VMF_RAM_BLOCKS_MAX; b++)
         vmf_ram_block_free(build->blocks[b]);
@@ -256,8 +261,8 @@ bool vmf_image_build_finish(VmfImageBuild *build, const VmfImageTail *tail, GErr
                 write_switchover(build, tail, device_sum, records.writer, error) && write_end(records.writer, error);
     g_autoptr(GByteArray) octets = records_end(&records, good, error);
 
-    return octets && vmf_image_writer_finish(build->writer, build->header->data, build->header->len, octets->data,
-                                             octets->len, NULL, error);
+    return octets && vmf_image_build_claim(build->uri, build->options, &build->claim, error) &&
+           vmf_image_writer_finish(build->writer, build->header->data, build->header->len, octets->data, octets->len, NULL, error);
 }
 
 /* ---- what must not be overwritten ----------------------------------------------------------------------------------
@@ -290,4 +295,15 @@ bool vmf_image_build_check_target(const char *uri, const VmfImageChain *chain, G
         return false;
     }
     return true;
+}
+
+/* Options of an embedder that was built before there was such a thing do not have it. */
+static bool is_forced(const VmfImageMakeOptions *options)
+{
+    return options && options->size >= sizeof(*options) && options->force;
+}
+
+bool vmf_image_build_claim(const char *uri, const VmfImageMakeOptions *options, int *claim, GError **error)
+{
+    return vmf_claim_renew_uri(uri, is_forced(options) ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE, claim, error);
 }

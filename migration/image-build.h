@@ -19,6 +19,9 @@ typedef struct {
 } VmfImageOrigin;
 
 typedef struct {
+    const char *uri;                    /* borrowed, as the options */
+    const VmfImageMakeOptions *options; /* may be NULL */
+    int claim;                          /* of what stands there; -1: nothing does, or an export */
     VmfStorage *storage;
     VmfImageWriter *writer;
     VmfStreamFormat format;
@@ -29,7 +32,7 @@ typedef struct {
     VmfRamBlock *blocks[VMF_RAM_BLOCKS_MAX]; /* those of RAM, for batches to name; their memory is never touched */
 } VmfImageBuild;
 
-/* NULL with @error. */
+/* NULL with @error. @uri and @options outlive it. */
 VmfImageBuild *vmf_image_build_new(const char *uri, const VmfImageMakeOptions *options, const VmfImageOrigin *origin,
                                    GError **error);
 /* Without finish nothing is left of it. Lanes have been freed. */
@@ -50,5 +53,10 @@ bool vmf_image_build_finish(VmfImageBuild *build, const VmfImageTail *tail, GErr
 
 /* VMF_ERROR_USAGE where @uri, or the name that it has while it is written, is one of the images of @chain, as far as names tell. */
 bool vmf_image_build_check_target(const char *uri, const VmfImageChain *chain, GError **error);
+/*
+ * What stands where something is to be written is nobody's, and is kept so (block/claim.h): first ahead of all that is
+ * written, and again ahead of its taking the name. *@claim: -1 at first; vmf_claim_drop().
+ */
+bool vmf_image_build_claim(const char *uri, const VmfImageMakeOptions *options, int *claim, GError **error);
 
 #endif

@@ -38,7 +38,6 @@
 #include "ram/image-writer.h"
 #include "stream/channel-bytes.h"
 #include "stream/clock.h"
-#include "stream/storage-uri.h"
 
 /* What vmf_session_new_save() was told. */
 typedef struct {
@@ -182,10 +181,8 @@ static bool open_parent(VmfSource *source, Place *place, GError **error)
 static bool claim(Place *place, GError **error)
 {
     const VmfSaveOptions *options = &place->config->options;
-    VmfClaimKind kind = options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE;
-    g_autoptr(VmfStorageUri) uri = vmf_storage_uri_parse(options->uri, error);
 
-    return uri && (uri->kind != VMF_STORAGE_URI_FILE || vmf_claim_renew(uri->path, kind, options->uri, &place->claim, error));
+    return vmf_claim_renew_uri(options->uri, options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE, &place->claim, error);
 }
 
 static bool open_storage(VmfSource *source, Place *place, GError **error)

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <vmferry/error.h>
 
+#include "block/claim.h"
 #include "migration/image-build.h"
 #include "migration/image-offline.h"
 #include "stream/channel.h"
@@ -18,6 +19,8 @@ typedef struct {
     VmfImage *image;
     const VmfImageFile *file;
     const VmfImageMakeOptions *options;
+    const char *uri;
+    int claim; /* as of a VmfImageBuild */
     VmfRecordWriter *writer;
     VmfPageStore store;
     void *buffer; /* of a chunk */
@@ -177,11 +180,29 @@ static bool takes_what_it_is_given(const char *uri)
     return g_str_has_prefix(uri, "exec:");
 }
 
+static bool write_to(Conversion *to, VmfConnector *connector, GError **error)
+{
+    VmfStreamFormat format = {.version = VMF_STREAM_VERSION_MAX, .swap = to->file->format.swap, .one_way = true};
+    g_autoptr(VmfChannel) channel = vmf_connector_open(connector, -1, error);
+
+    if (!channel)
+        return false;
+    g_autoptr(VmfRecordWriter) writer = vmf_record_writer_new(channel, format);
+    to->writer = writer;
+    to->buffer = aligned_alloc(VMF_PAGE_SIZE, VMF_CHUNK_SIZE);
+    if (!to->buffer)
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "%s: no memory for a chunk", to->uri);
+    bool good = to->buffer && convert(to, error) && vmf_image_build_claim(to->uri, to->options, &to->claim, error) &&
+                vmf_channel_finish(channel, error);
+    free(to->buffer);
+    return good;
+}
+
 bool vmf_image_to_stream(VmfImage *image, const char *stream_uri, const VmfImageMakeOptions *options, GError **error)
 {
     const VmfImageFile *last = vmf_image_layer_of(image, vmf_image_n_layers(image) - 1);
     g_autoptr(VmfConnector) connector = vmf_connector_new(stream_uri, options ? options->flags : 0, error);
-    Conversion to = {.image = image, .file = vmf_image_layer_of(image, 0), .options = options};
+    Conversion to = {.image = image, .file = vmf_image_layer_of(image, 0), .options = options, .uri = stream_uri, .claim = -1};
     g_auto(VmfPageStore) store = {NULL, NULL};
 
     if (!connector)
@@ -199,17 +220,8 @@ bool vmf_image_to_stream(VmfImage *image, const char *stream_uri, const VmfImage
     }
     if (!vmf_image_build_check_target(stream_uri, image->chain, error) || !vmf_image_store_new(image->chain, &store, error))
         return false;
-    g_autoptr(VmfChannel) channel = vmf_connector_open(connector, -1, error);
-    if (!channel)
-        return false;
-    VmfStreamFormat format = {.version = VMF_STREAM_VERSION_MAX, .swap = to.file->format.swap, .one_way = true};
-    g_autoptr(VmfRecordWriter) writer = vmf_record_writer_new(channel, format);
-    to.writer = writer;
     to.store = store;
-    to.buffer = aligned_alloc(VMF_PAGE_SIZE, VMF_CHUNK_SIZE);
-    if (!to.buffer)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "%s: no memory for a chunk", stream_uri);
-    bool good = to.buffer && convert(&to, error) && vmf_channel_finish(channel, error);
-    free(to.buffer);
+    bool good = vmf_image_build_claim(stream_uri, options, &to.claim, error) && write_to(&to, connector, error);
+    vmf_claim_drop(&to.claim);
     return good;
 }

@@ -76,9 +76,10 @@ static VmfChannel *write_partial(const char *path, GError **error)
     return channel;
 }
 
-static VmfChannel *write_in_place(const char *path, GError **error)
+/* A device must not be mounted, or somebody's who says so in the same way. */
+static VmfChannel *write_in_place(const char *path, mode_t mode, GError **error)
 {
-    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NONBLOCK);
+    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NONBLOCK | (S_ISBLK(mode) ? O_EXCL : 0));
 
     if (fd >= 0)
         return file_channel(path, fd, true, error);
@@ -91,7 +92,7 @@ VmfChannel *vmf_channel_file_write_new(const char *path, GError **error)
     struct stat st;
 
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
-        return write_in_place(path, error);
+        return write_in_place(path, st.st_mode, error);
     return write_partial(path, error);
 }
 

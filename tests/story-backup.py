@@ -1,7 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Dirty bitmaps and backups of a guest that writes all the while: what base and increments hold is the disk, whatever was killed."""
-import contextlib
 import json
 import os
 import random
@@ -348,52 +347,29 @@ def what_a_machine_uses(stage):
     writes(machine)
 
 
-@contextlib.contextmanager
-def device_of(path):
-    if os.geteuid() != 0 or not shutil.which('losetup'):
-        raise story.Skip('only root may have loop devices, with losetup')
-    made = subprocess.run(['losetup', '--find', '--show', path], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        raise story.Skip(f'losetup: {made.stderr.strip()}')
-    device = made.stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(['losetup', '--detach', device], check=True)  # at the latest once nobody has it
-
-
 def what_a_device_holds(stage):
     """One with a swap area is not overwritten unless that is said, and one that is in use not in any case."""
-    if not shutil.which('mkswap'):
-        raise story.Skip('mkswap is not installed')
-    if 'libblkid' not in subprocess.run(['ldd', stage.vmferry], capture_output=True, text=True, check=True).stdout:
-        raise story.Skip('built without libblkid')
+    story.knows_signatures(stage)
     swap = os.path.join(stage.directory, 'swap')
     with open(swap, 'wb') as file:
         file.truncate(64 * MIB)
     machine = stage.host().run('vm', *GUEST, *disk_of(stage))
     writes(machine)
     done(machine.host, 'bitmap', 'vm', 'root', 'add', 'daily')
-    with device_of(swap) as device:
+    with story.device_of(swap) as device:
         for way in (('backup', 'vm', 'root', device), ('save', 'vm', device, '--ram-only')):
             subprocess.run(['mkswap', '-q', device], check=True, stderr=subprocess.DEVNULL)
             with open(device, 'rb') as file:
                 head = file.read(4096)
-            exclusive = os.open(device, os.O_RDWR | os.O_EXCL)
-            try:
+            with story.in_use(device):
                 refused_of(machine.host.vmferry(*way, '--force'), device, 'busy')
-            finally:
-                os.close(exclusive)
             refused_of(machine.host.vmferry(*way), device, 'it holds something of type swap', '--force')
             with open(device, 'rb') as file:
                 assert file.read(4096) == head, 'it was written all the same'
             done(machine.host, *way, '--force')
         done(machine.host, 'backup', 'vm', 'root', device, '--bitmap', 'daily', '--full', '--force')
-        exclusive = os.open(device, os.O_RDWR | os.O_EXCL)
-        try:
+        with story.in_use(device):
             refused_of(machine.host.vmferry('backup', 'vm', 'root', device, '--bitmap', 'daily'), device, 'busy')
-        finally:
-            os.close(exclusive)
         done(machine.host, 'backup', 'vm', 'root', device, '--bitmap', 'daily')
     writes(machine)
 

@@ -263,6 +263,37 @@ def an_image_is_not_written_over_itself(stage):
     agree(host, path + '.partial')
 
 
+def what_others_use_is_not_written(stage):
+    """A machine's disk, a device that is mounted or holds something: said by name, and nothing of it has changed."""
+    host, (path,) = moments(stage, 1)
+    disk, stream, area = (os.path.join(stage.directory, name) for name in ('disk', 'stream', 'area'))
+    done(host, 'convert', path, stream)
+    stage.host('host-b').run('user', '--disk', f'root={disk},size=16M')
+    ways = [('flatten', path), ('convert', path), ('convert', stream), ('rebase', path, '--parent', path)]
+    before = os.stat(disk)
+    for verb, *rest in ways:
+        for force in ((), ('--force',)):
+            refused = done(host, verb, rest[0], disk, *rest[1:], *force, '--json', code=1).lines[-1]
+            assert refused['id'] == 'storage.locked' and disk in refused['message'], refused
+    assert os.stat(disk).st_ino == before.st_ino and not os.path.exists(disk + '.partial')
+    story.knows_signatures(stage)
+    with open(area, 'wb') as file:
+        file.truncate(64 << 20)
+    with story.device_of(area) as device:
+        for verb, *rest in ways:
+            subprocess.run(['mkswap', '-q', device], check=True, stderr=subprocess.DEVNULL)
+            with open(device, 'rb') as file:
+                head = file.read(4096)
+            with story.in_use(device):
+                refused = done(host, verb, rest[0], device, *rest[1:], '--force', '--json', code=1).lines[-1]
+            assert refused['id'] == 'io' and 'busy' in refused['message'], refused
+            refused = done(host, verb, rest[0], device, *rest[1:], '--json', code=1).lines[-1]
+            assert refused['id'] == 'disk.place' and '--force' in refused['hint'], refused
+            with open(device, 'rb') as file:
+                assert file.read(4096) == head, 'it was written all the same'
+            done(host, verb, rest[0], device, *rest[1:], '--force')
+
+
 def a_copy_that_fails_leaves_what_was_there(stage):
     host, (path,) = moments(stage, 1)
     out = os.path.join(stage.directory, 'out')
@@ -303,5 +334,5 @@ def an_interrupted_copy_leaves_what_was_there(stage):
 
 story.run(what_is_said_of_an_image, guests_go_on_from_what_was_made, what_differs_is_named, layers_move_together_and_miss_their_parents,
           damage_is_named_and_goes_no_further, mistakes_are_told, names_with_a_colon, a_stream_to_stdout_is_nothing_else,
-          a_stream_to_a_command, an_image_is_not_written_over_itself, a_copy_that_fails_leaves_what_was_there,
-          an_interrupted_copy_leaves_what_was_there)
+          a_stream_to_a_command, an_image_is_not_written_over_itself, what_others_use_is_not_written,
+          a_copy_that_fails_leaves_what_was_there, an_interrupted_copy_leaves_what_was_there)

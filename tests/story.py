@@ -3,6 +3,7 @@
 
 A story is a function that takes a Stage; run(story, ...) runs each on a fresh one and ends everything that it started, by its pid.
 """
+import contextlib
 import ctypes
 import json
 import os
@@ -218,6 +219,39 @@ def needs_kvm(stage):
     if done.code == 77:
         raise Skip(done.stderr.strip())
     assert done.code == 0 and host.vmferry('quit', 'vm').code == 0, done
+
+
+@contextlib.contextmanager
+def device_of(path):
+    """A block device over a file."""
+    if os.geteuid() != 0 or not shutil.which('losetup'):
+        raise Skip('only root may have loop devices, with losetup')
+    made = subprocess.run(['losetup', '--find', '--show', path], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise Skip(f'losetup: {made.stderr.strip()}')
+    device = made.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(['losetup', '--detach', device], check=True)  # at the latest once nobody has it
+
+
+@contextlib.contextmanager
+def in_use(device):
+    """As if it were mounted."""
+    exclusive = os.open(device, os.O_RDWR | os.O_EXCL)
+    try:
+        yield
+    finally:
+        os.close(exclusive)
+
+
+def knows_signatures(stage):
+    """Skips where what a device holds is not known."""
+    if not shutil.which('mkswap'):
+        raise Skip('mkswap is not installed')
+    if 'libblkid' not in subprocess.run(['ldd', stage.vmferry], capture_output=True, text=True, check=True).stdout:
+        raise Skip('built without libblkid')
 
 
 def run(*stories):

@@ -8,7 +8,9 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
+#include <vmferry/block.h>
 #include <vmferry/error.h>
 #include <vmferry/image.h>
 
@@ -282,6 +284,103 @@ static void an_image_that_is_read_is_not_overwritten(void **state)
     assert_holds(*state, "layer3", guest);
 }
 
+/* As a machine has it, until it is freed. */
+static VmfDisk *disk_in_use(const ImageRoom *room, const char *name, bool read_only)
+{
+    g_autofree char *uri = image_uri(room, name);
+    VmfDiskOptions options = {.size = sizeof(options), .uri = uri, .read_only = read_only, .create_bytes = read_only ? 0 : 8192};
+    VmfDisk *disk = vmf_disk_open("root", &options, NULL);
+
+    assert_true(disk && vmf_disk_acquire(disk, NULL));
+    return disk;
+}
+
+enum { FLATTEN, REBASE, TO_STREAM, FROM_STREAM, N_WAYS };
+
+/* A stream is under "stream" already. */
+static bool make(const ImageRoom *room, unsigned way, VmfImage *image, const char *uri, const VmfImageMakeOptions *options,
+                 GError **error)
+{
+    g_autofree char *stream = image_uri(room, "stream");
+
+    switch (way) {
+    case FLATTEN:
+        return vmf_image_flatten(image, uri, options, error);
+    case REBASE:
+        return vmf_image_rebase(image, image, uri, options, error);
+    case TO_STREAM:
+        return vmf_image_to_stream(image, uri, options, error);
+    default:
+        return vmf_image_from_stream(stream, uri, options, error);
+    }
+}
+
+static void what_a_machine_uses_is_not_replaced(void **state)
+{
+    g_autoptr(ForgeImage) guest = write_chain(*state, false);
+    g_autofree char *uri = image_uri(*state, "disk"), *path = image_path(*state, "disk"), *stream = image_uri(*state, "stream");
+    g_autoptr(VmfImage) image = open_image(*state, "layer3");
+    VmfImageMakeOptions options = making(1);
+    struct stat before, after;
+
+    assert_true(vmf_image_to_stream(image, stream, &options, NULL));
+    vmf_disk_free(disk_in_use(*state, "disk", false));
+    assert_int_equal(stat(path, &before), 0);
+    for (unsigned i = 0; i < N_WAYS * 4; i++) {
+        VmfDisk *user = disk_in_use(*state, "disk", i & 1);
+        g_autoptr(GError) error = NULL;
+        options.force = i & 2;
+        assert_false(make(*state, i / 4, image, uri, &options, &error));
+        image_assert_id(error, "storage.locked", "a disk in use");
+        assert_int_equal(stat(path, &after), 0);
+        assert_true(after.st_ino == before.st_ino && after.st_size == 8192);
+        assert_false(exists(*state, "disk.partial"));
+        vmf_disk_free(user);
+    }
+    for (unsigned way = 0; way < N_WAYS; way++) { /* nobody uses it any more, nor the one before */
+        g_autoptr(GError) error = NULL;
+        make(*state, way, image, uri, &options, &error);
+        image_no_error(error);
+    }
+}
+
+typedef struct {
+    const ImageRoom *room;
+    VmfDisk *disk;
+} Comer;
+
+static bool come(void *opaque, uint64_t done_bytes, uint64_t total_bytes)
+{
+    Comer *comer = opaque;
+
+    if (!comer->disk)
+        comer->disk = disk_in_use(comer->room, "disk", false);
+    return true;
+}
+
+static void nor_what_comes_to_be_used_meanwhile(void **state)
+{
+    g_autoptr(ForgeImage) guest = write_chain(*state, false);
+    g_autofree char *uri = image_uri(*state, "disk"), *path = image_path(*state, "disk"), *stream = image_uri(*state, "stream");
+    g_autoptr(VmfImage) image = open_image(*state, "layer3");
+    VmfImageMakeOptions options = making(1);
+
+    assert_true(vmf_image_to_stream(image, stream, &options, NULL));
+    for (unsigned way = TO_STREAM; way < N_WAYS; way++) {
+        g_autoptr(GError) error = NULL;
+        Comer comer = {.room = *state};
+        struct stat status;
+        options.progress = come;
+        options.opaque = &comer;
+        assert_false(make(*state, way, image, uri, &options, &error));
+        image_assert_id(error, "storage.locked", "a disk that came");
+        assert_true(stat(path, &status) == 0 && status.st_size == 8192);
+        vmf_disk_free(comer.disk);
+        assert_int_equal(unlink(path), 0);
+        assert_nothing(*state, "disk");
+    }
+}
+
 static void guests_that_do_not_fit_are_refused(void **state)
 {
     g_autoptr(ForgeImage) guest = write_chain(*state, false), other = forge_image_new(false, 5);
@@ -358,6 +457,8 @@ int main(void)
         IN_A_ROOM(damage_is_not_copied),
         IN_A_ROOM(what_is_cancelled_leaves_nothing),
         IN_A_ROOM(an_image_that_is_read_is_not_overwritten),
+        IN_A_ROOM(what_a_machine_uses_is_not_replaced),
+        IN_A_ROOM(nor_what_comes_to_be_used_meanwhile),
         IN_A_ROOM(guests_that_do_not_fit_are_refused),
         IN_A_ROOM(differences_are_those_that_are_there),
     };

@@ -24,6 +24,7 @@ bool vmf_image_make_parse(VmfImageMake *make, int argc, char **argv, const char 
     g_autoptr(GArray) all = g_array_new(true, true, sizeof(GOptionEntry));
     const GOptionEntry threads = {
         "threads", 0, 0, G_OPTION_ARG_STRING, &make->threads, "How many threads; default: one a CPU, at most 8", "N"};
+    const GOptionEntry force = {"force", 0, 0, G_OPTION_ARG_NONE, &make->force, "Overwrite a device whatever it holds", NULL};
     g_autoptr(GError) error = NULL;
     const char *verb = argv[0]; /* the parser moves the others */
     uint64_t n_threads = 0;
@@ -31,6 +32,7 @@ bool vmf_image_make_parse(VmfImageMake *make, int argc, char **argv, const char 
     for (; own && own->long_name; own++)
         g_array_append_val(all, *own);
     g_array_append_val(all, threads);
+    g_array_append_val(all, force);
     g_autofree GOptionEntry *entries = vmf_image_entries(&make->arguments, (const GOptionEntry *)all->data);
     if (!vmf_common_parse(&make->common, argc, argv, synopsis, description, entries, n_operands, exit_code))
         return false;
@@ -51,6 +53,7 @@ bool vmf_image_make_parse(VmfImageMake *make, int argc, char **argv, const char 
         .n_threads = (unsigned)n_threads,
         .progress = tick,
         .opaque = &make->ticker,
+        .force = make->force,
     };
     vmf_image_ticker_begin(&make->ticker, NULL, verb);
     make->start_us = g_get_monotonic_time();

@@ -9,6 +9,7 @@ typedef struct {
     VmfCommon common;
     VmfImageArguments arguments;
     char *threads;
+    gboolean force;
     VmfImageMakeOptions options; /* after vmf_image_make_parse() */
     VmfImageTicker ticker;
     gint64 start_us;

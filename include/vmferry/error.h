@@ -87,7 +87,7 @@ G_BEGIN_DECLS
     X(VMF_ERROR_DISK_SUM, "disk.sum", "data was damaged between the hosts")                                                     \
     X(VMF_ERROR_DISK_AUDIT, "disk.audit", "the storage does not give back what was written to it, or somebody else writes it")  \
     X(VMF_ERROR_DISK_PLACE, "disk.place",                                                                                       \
-      "name another place; --force, of a copy at its target, lets a filesystem or a partition table be replaced")               \
+      "name another place; --force (of a copy: at its target) lets a filesystem or a partition table be replaced")              \
     X(VMF_ERROR_LOCKED, "storage.locked", "a machine here, or on a host that shares the storage, has it in use")                \
     X(VMF_ERROR_BITMAP, "bitmap.inconsistent", "clear the bitmap, or remove it, and make a full backup")                        \
     X(VMF_ERROR_DISK_BASE, "disk.base", "copy all of the disk, or make a full backup with the bitmap there")

@@ -166,11 +166,13 @@ typedef struct {
     /* On the calling thread, some times a second; NULL: none. False cancels. */
     bool (*progress)(void *opaque, uint64_t done_bytes, uint64_t total_bytes);
     void *opaque;
+    bool force; /* overwrite a device whatever it holds; otherwise one with a filesystem or a partition table is refused */
 } VmfImageMakeOptions;
 
 /*
  * Each writes an image at @uri, which has that name once it is whole, and an id of its own. It must not be one of the images that are read
- * (VMF_ERROR_USAGE). Pages are checked against their digests on the way. @options may be NULL.
+ * (VMF_ERROR_USAGE), nor a machine's disk (VMF_ERROR_LOCKED), nor a device that is in use (VMF_ERROR_IO) or, without force, holds what is
+ * known (VMF_ERROR_DISK_PLACE). Pages are checked against their digests on the way. @options may be NULL.
  *
  * flatten: all that @image and its parents say, as one image without a parent.
  * rebase: the same guest as a layer over @parent, of which only what differs from it is written. @parent is any image of a guest with the
