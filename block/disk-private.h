@@ -59,6 +59,7 @@ struct VmfDisk {
     bool incoming, overwrite;
     bool windowed; /* the storage may be larger than the disk */
     _Atomic bool given_up; /* nobody waits for its server any more */
+    bool exclusive; /* receive.c: as it is opened now, nobody mounts it, where it is a device */
     VmfStorage *(*wrap)(VmfStorage *storage, void *opaque, GError **error);
     void *wrap_opaque;
     VmfBitmaps *bitmaps;

@@ -50,6 +50,7 @@ static VmfStorage *open_storage(const VmfDisk *disk, const char *uri, VmfStorage
 {
     VmfStorageOptions options = {.mode = mode,
                                  .connect = disk->connect,
+                                 .exclusive = disk->exclusive,
                                  .buffered = buffered,
                                  .cancelled = &disk->given_up,
                                  .connects = !disk->receiving, /* a guest may have to be taken back onto it */

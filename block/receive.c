@@ -210,6 +210,17 @@ static bool check_directory(const VmfDisk *disk, const char *partial, GError **e
     return problem(error, VMF_ERROR_DISK_PLACE, disk, text);
 }
 
+/* It is not mounted, nor somebody's who says so in the same way. Once it is locked: another machine has been told of then. */
+static bool check_device(const VmfDisk *disk, GError **error)
+{
+    int fd = open(disk->path, O_RDONLY | O_EXCL | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+    if (fd >= 0)
+        return close(fd) == 0;
+    return errno == EBUSY ? problem(error, VMF_ERROR_DISK_PLACE, disk, "it is mounted, or in use otherwise")
+                          : vmf_disk_error(disk, VMF_ERROR_IO, "receive", g_strerror(errno), error);
+}
+
 /* *@fd: what is there, locked; -1: nothing. */
 static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
 {
@@ -231,7 +242,7 @@ static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, in
         return false;
     if (!place->is_partial && is_file_or_nothing(*fd) && !check_partial(disk, partial, error))
         return false;
-    return *fd < 0 || look_at_fd(disk, *fd, place, error);
+    return *fd < 0 || (look_at_fd(disk, *fd, place, error) && (place->is_file || check_device(disk, error)));
 }
 
 static bool find_place(const VmfDisk *disk, uint64_t wanted, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
@@ -377,7 +388,10 @@ static bool open_place(VmfDisk *disk, VmfReceiving *r, const Place *place, GErro
     disk->lock_fd = r->base_fd;
     r->base_fd = -1;
     disk->windowed = true;
-    return (r->onto_base || void_bitmaps(disk, r, error)) && vmf_disk_open_locked(disk, disk->uri, disk->path, error);
+    disk->exclusive = true;
+    bool opened = (r->onto_base || void_bitmaps(disk, r, error)) && vmf_disk_open_locked(disk, disk->uri, disk->path, error);
+    disk->exclusive = false;
+    return opened;
 }
 
 static void receiving_free(VmfReceiving *r)

@@ -33,8 +33,8 @@ bool vmf_disk_receive_is_same(const VmfDisk *one, const VmfDisk *other);
 
 /*
  * Checks it again, locks it, and opens it for requests; the disk has this size from now on. VMF_ERROR_DISK_PLACE: it is
- * smaller, or holds what is not to be replaced, or there is no base of this size; VMF_ERROR_LOCKED; VMF_ERROR_STATE: the
- * disk is acquired.
+ * smaller, or holds what is not to be replaced, or there is no base of this size, or it is a device that is in use
+ * (mounted), which it cannot become before the disk is released; VMF_ERROR_LOCKED; VMF_ERROR_STATE: the disk is acquired.
  */
 bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto, GError **error);
 /*

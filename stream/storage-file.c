@@ -265,7 +265,7 @@ static bool open_error(const VmfStorageFile *file, int err, GError **error)
 }
 
 /* Asks before it opens, and again afterwards, of what it really got. */
-static bool open_existing(VmfStorageFile *file, const char *path, GError **error)
+static bool open_existing(VmfStorageFile *file, const char *path, bool exclusive, GError **error)
 {
     int access = file->base.mode == VMF_STORAGE_READ ? O_RDONLY : O_RDWR;
     const char *why;
@@ -275,7 +275,7 @@ static bool open_existing(VmfStorageFile *file, const char *path, GError **error
         return open_error(file, errno, error);
     why = why_unusable(st.st_mode);
     /* A device that is to be overwritten must not be mounted, or somebody's who says so in the same way. */
-    if (!why && S_ISBLK(st.st_mode) && file->base.mode == VMF_STORAGE_CREATE)
+    if (!why && S_ISBLK(st.st_mode) && (exclusive || file->base.mode == VMF_STORAGE_CREATE))
         access |= O_EXCL;
     if (!why) {
         file->fd = open(path, access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -320,7 +320,7 @@ static bool open_file(VmfStorageFile *file, const char *path, const VmfStorageOp
         file->fd = vmf_partial_file_create(&file->partial, path, O_RDWR, error);
         if (file->fd < 0)
             return false;
-    } else if (!open_existing(file, path, error)) {
+    } else if (!open_existing(file, path, options->exclusive, error)) {
         return false;
     }
     vmf_storage_file_learn(file, options->buffered, is_new);

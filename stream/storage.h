@@ -40,6 +40,7 @@ typedef enum {
 typedef struct {
     VmfStorageMode mode;
     VmfConnectFlags connect; /* nbd: VMF_CONNECT_INSECURE allows plaintext off the loopback */
+    bool exclusive; /* MODIFY of a device: not one that is mounted, or somebody's who says so in the same way; as CREATE in any case */
     bool buffered; /* through the page cache; otherwise direct, where the storage can do it at 4096 bytes or finer */
     /*
      * Of exports: once it is true, whoever connects, and after two seconds also whoever waits for a server that says

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests whose disks are copied along: they arrive whole, or the guest goes on where it is with the disk that it has."""
+import errno
 import os
 import resource
 import shutil
@@ -117,6 +118,35 @@ def place_that_cannot_take_it(stage):
         forced = target_of(stage, 'swap', 'host-forced', '--force')
         done(source.host, 'migrate', 'vm', forced.uri, *COPY)
         works(forced)
+
+
+def device_that_is_in_use(stage):
+    """Mounted, say: it is not copied to, whatever is said. What is copied to is not mounted meanwhile."""
+    source = source_of(stage, 'disk')
+    works(source)
+    with open(path_of(stage, 'area'), 'wb') as file:
+        file.truncate(DISK)
+    with story.device_of(path_of(stage, 'area')) as device:
+        target = target_of(stage, device, 'host-b', '--force')
+        with story.in_use(device):
+            for more in (('--dry-run',), ()):
+                refused = source.host.vmferry('migrate', 'vm', target.uri, *COPY, *more)
+                assert refused.code == 1 and 'disk.place' in refused.stderr and 'it is mounted, or in use' in refused.stderr, refused
+        assert not any(content(stage, 'area'))
+        target = target_of(stage, device, 'host-c', '--force')
+        migration = source.host.start('migrate', 'vm', target.uri, *COPY, '--pause-before-switchover')
+        story.wait_until(lambda: (source.status()['migration'] or {}).get('status') == 'pre-switchover', 'it is copied')
+        try:
+            os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+        except OSError as busy:
+            assert busy.errno == errno.EBUSY, busy
+        else:
+            raise AssertionError('anybody could mount it')
+        done(source.host, 'cont', 'vm')
+        assert migration.wait(story.PATIENCE_S) == 0
+        works(target)
+        target.process.kill()
+        target.wait()
 
 
 def disks_that_are_not_there(stage):
@@ -251,5 +281,5 @@ def silent_server_is_given_up(stage):
 
 if __name__ == '__main__':
     story.run(disk_moves_with_the_guest, disk_lies_in_a_stream, what_is_left_behind_can_be_started,
-              place_that_cannot_take_it, disks_that_are_not_there, handover_that_is_cut_leaves_one_disk,
+              place_that_cannot_take_it, device_that_is_in_use, disks_that_are_not_there, handover_that_is_cut_leaves_one_disk,
               full_target_is_heard_of, programs_see_disks, silent_server_is_given_up)
