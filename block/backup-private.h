@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A backup's parts: backup.c begins and ends it and is the disk's gate, backup-copy.c is its thread. */
+/*
+ * A backup's parts: backup.c begins and ends it and is the disk's gate, backup-base.c looks whether it goes onto its base, backup-copy.c is
+ * its thread.
+ */
 #ifndef BLOCK_BACKUP_PRIVATE_H
 #define BLOCK_BACKUP_PRIVATE_H
 
@@ -8,9 +11,11 @@
 #include "block/claim.h"
 #include "block/disk-private.h"
 #include "block/units.h"
+#include "stream/clock.h"
 
 #define VMF_BACKUP_RUN_UNITS 16u /* that are read at once */
 #define VMF_BACKUP_JOBS 16u
+#define VMF_BACKUP_LOOK_NS (VMF_NS_PER_S / 20) /* so often it looks whether it is cancelled, while it begins */
 
 typedef enum { JOB_FREE, JOB_READING, JOB_READ, JOB_WRITING } JobState;
 
@@ -45,6 +50,7 @@ struct VmfBackup {
     bool fresh;      /* it reads as zeros where nothing is written */
     char *target_path; /* NULL: an export */
     char *target_uri;  /* and then this too */
+    bool target_is_file; /* it was there */
     VmfClaimKind claim;
     int target_lock; /* -1: none */
     pthread_t thread;
@@ -72,6 +78,12 @@ struct VmfBackup {
 void vmf_backup_fail(VmfBackup *backup, GError *error);
 /* Lock held. */
 void vmf_backup_wake(VmfBackup *backup);
+
+/*
+ * backup-base.c. Ahead of the moment, with a bitmap that is to be copied, a target and a queue: false where a sample of what is clean in
+ * it differs (VMF_ERROR_DISK_BASE) or cannot be read there, or it is cancelled. One that does not record says of nothing that it is clean.
+ */
+bool vmf_backup_check_base(const VmfBackup *backup, GError **error);
 
 /* backup-copy.c. Lock held, and given up while it waits: until something changes, for so long at most. */
 void vmf_backup_sleep(VmfBackup *backup, int64_t ns);

@@ -18,6 +18,7 @@
 
 #include "block/backup-private.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -28,7 +29,6 @@
 #include "stream/storage-uri.h"
 
 #define SILENCE_NS (30 * VMF_NS_PER_S)
-#define LOOK_NS (VMF_NS_PER_S / 20) /* so often it looks whether it is cancelled, while it begins */
 
 static bool refuse(const VmfDisk *disk, VmfErrorCode code, const char *what, const char *why, GError **error)
 {
@@ -114,9 +114,14 @@ void vmf_backup_fail(VmfBackup *backup, GError *error)
 
 /* ---- the target -------------------------------------------------------------------------------------------------- */
 
-static VmfClaimKind claim_of(const VmfBackupOptions *options)
+static bool is_onto_base(const VmfBackup *backup)
 {
-    if (options->bitmap && !options->full)
+    return backup->bitmap && !backup->full;
+}
+
+static VmfClaimKind claim_of(const VmfBackup *backup, const VmfBackupOptions *options)
+{
+    if (is_onto_base(backup))
         return VMF_CLAIM_CHANGE;
     return options->force ? VMF_CLAIM_FORCE : VMF_CLAIM_REPLACE;
 }
@@ -132,13 +137,17 @@ static bool named(const VmfBackup *backup, bool done, GError **error)
 static bool check_target_file(VmfBackup *backup, const char *path, const VmfBackupOptions *options, GError **error)
 {
     struct stat target, own;
+    bool found = stat(path, &target) == 0;
 
-    if (backup->disk->path && stat(path, &target) == 0 && stat(backup->disk->path, &own) == 0 &&
-        target.st_dev == own.st_dev && target.st_ino == own.st_ino)
+    if (!found && errno == ENOENT && is_onto_base(backup))
+        return refuse(backup->disk, VMF_ERROR_DISK_BASE, options->target, "there is no base", error);
+    if (found && backup->disk->path && stat(backup->disk->path, &own) == 0 && target.st_dev == own.st_dev &&
+        target.st_ino == own.st_ino)
         return refuse(backup->disk, VMF_ERROR_USAGE, options->target, "it is the disk itself", error);
+    backup->target_is_file = found && S_ISREG(target.st_mode);
     backup->target_path = g_strdup(path);
     backup->target_uri = g_strdup(options->target);
-    backup->claim = claim_of(options);
+    backup->claim = claim_of(backup, options);
     return named(backup, vmf_claim_take(path, backup->claim, options->target, &backup->target_lock, error), error);
 }
 
@@ -161,10 +170,10 @@ static bool commit_target(VmfBackup *backup, GError **error)
     return renew_claim(backup, error) && vmf_storage_commit(backup->target, error);
 }
 
-static VmfStorage *open_storage(const VmfBackupOptions *options, bool buffered, GError **error)
+static VmfStorage *open_storage(const VmfBackup *backup, const VmfBackupOptions *options, bool buffered, GError **error)
 {
     VmfStorageOptions storage = {
-        .mode = options->bitmap && !options->full ? VMF_STORAGE_MODIFY : VMF_STORAGE_CREATE,
+        .mode = is_onto_base(backup) ? VMF_STORAGE_MODIFY : VMF_STORAGE_CREATE,
         .connect = options->connect,
         .buffered = buffered,
         .cancelled = options->cancelled,
@@ -174,15 +183,28 @@ static VmfStorage *open_storage(const VmfBackupOptions *options, bool buffered, 
     return vmf_storage_open(options->target, &storage, error);
 }
 
+/* A file that is a base is the disk itself; what is not has room for it. */
+static bool check_room(const VmfBackup *backup, const VmfBackupOptions *options, GError **error)
+{
+    uint64_t has = vmf_storage_size(backup->target), size = backup->disk->size_bytes;
+
+    if (is_onto_base(backup) && backup->target_is_file && has != size) {
+        g_autofree char *why = g_strdup_printf(
+            "it is no base of this disk: it has %" G_GUINT64_FORMAT " bytes, the disk %" G_GUINT64_FORMAT, has, size);
+        return refuse(backup->disk, VMF_ERROR_DISK_BASE, options->target, why, error);
+    }
+    return has >= size || refuse(backup->disk, VMF_ERROR_NO_SPACE, options->target, "it is smaller than the disk", error);
+}
+
 /* Direct, where the disk's last unit can be written so. */
 static bool open_target(VmfBackup *backup, const VmfBackupOptions *options, GError **error)
 {
     uint64_t size = backup->disk->size_bytes;
 
-    backup->target = open_storage(options, options->buffered, error);
+    backup->target = open_storage(backup, options, options->buffered, error);
     if (backup->target && size % vmf_storage_alignment(backup->target)) {
         g_clear_pointer(&backup->target, vmf_storage_free);
-        backup->target = open_storage(options, true, error);
+        backup->target = open_storage(backup, options, true, error);
     }
     if (!backup->target)
         return false;
@@ -190,10 +212,7 @@ static bool open_target(VmfBackup *backup, const VmfBackupOptions *options, GErr
         return refuse(backup->disk, VMF_ERROR_UNSUPPORTED, options->target,
                       "it cannot be written up to the disk's last sector", error);
     backup->fresh = !vmf_storage_is_in_place(backup->target);
-    if (backup->fresh)
-        return vmf_storage_set_size(backup->target, size, error);
-    return vmf_storage_size(backup->target) >= size ||
-           refuse(backup->disk, VMF_ERROR_NO_SPACE, options->target, "it is smaller than the disk", error);
+    return backup->fresh ? vmf_storage_set_size(backup->target, size, error) : check_room(backup, options, error);
 }
 
 /* ---- what is to be copied ---------------------------------------------------------------------------------------- */
@@ -273,7 +292,7 @@ static void await_quiet(VmfBackup *backup)
         else if (atomic_load(backup->cancelled))
             vmf_backup_fail(backup, cancelled(backup, "it was cancelled"));
         else
-            vmf_backup_sleep(backup, LOOK_NS);
+            vmf_backup_sleep(backup, VMF_BACKUP_LOOK_NS);
 }
 
 /* The same. */
@@ -385,7 +404,8 @@ static bool start_thread(VmfBackup *backup, GError **error)
 static VmfBackup *start(VmfBackup *backup, GError **error)
 {
     backup->queue = vmf_storage_queue_new(backup->target, VMF_BACKUP_JOBS, error);
-    if (backup->queue && take_moment(backup, error) && start_thread(backup, error))
+    if (backup->queue && (!is_onto_base(backup) || vmf_backup_check_base(backup, error)) && take_moment(backup, error) &&
+        start_thread(backup, error))
         return backup;
     leave_gate(backup);
     end_aside(backup, true);

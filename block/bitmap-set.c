@@ -560,6 +560,17 @@ bool vmf_bitmaps_check_source(VmfBitmaps *set, const char *name, GError **error)
     return good;
 }
 
+bool vmf_bitmaps_is_clean(VmfBitmaps *set, const char *name, uint64_t offset, uint64_t length)
+{
+    pthread_mutex_lock(&set->lock);
+    const VmfBitmap *bitmap = vmf_bitmaps_find(set, name);
+    bool clean = bitmap && bitmap->recording && !bitmap->problem && !bitmap->aside;
+    for (uint64_t at = offset; clean && at < offset + length; at += bitmap->granularity_bytes)
+        clean = !vmf_bitmap_is_set(bitmap, at);
+    pthread_mutex_unlock(&set->lock);
+    return clean;
+}
+
 bool vmf_bitmaps_check_base(VmfBitmaps *set, const char *name, GError **error)
 {
     static const char operation[] = "copy what it has";

@@ -104,6 +104,9 @@ void vmf_bitmaps_end_aside(VmfBitmaps *set, const char *name, bool keep);
 /* Whether a backup may begin with it; only to say so early. */
 bool vmf_bitmaps_check_source(VmfBitmaps *set, const char *name, GError **error);
 
+/* It records, and nothing of [offset, offset + length), at most 64 KiB, is dirty or set aside. */
+bool vmf_bitmaps_is_clean(VmfBitmaps *set, const char *name, uint64_t offset, uint64_t length);
+
 /* What is not dirty in it is as it was when it began: it is sound and records, and no backup uses it. */
 bool vmf_bitmaps_check_base(VmfBitmaps *set, const char *name, GError **error);
 

@@ -441,11 +441,11 @@ static void test_targets_that_cannot_be(void **state)
     assert_null(try_begin(rig, (VmfBackupOptions){.bitmap = "none"}, &error));
     assert_error(error, VMF_ERROR_USAGE);
     assert_null(try_begin(rig, (VmfBackupOptions){.bitmap = "b"}, &error)); /* there is no base */
-    assert_error(error, VMF_ERROR_IO);
+    assert_error(error, VMF_ERROR_DISK_BASE);
     assert_true(g_file_set_contents(path, "x", 1, NULL));
     assert_int_equal(truncate(path, DISK_BYTES - 512), 0);
     assert_null(try_begin(rig, (VmfBackupOptions){.bitmap = "b", .target = small}, &error));
-    assert_error(error, VMF_ERROR_NO_SPACE);
+    assert_error(error, VMF_ERROR_DISK_BASE);
     assert_int_equal(truncate(path, DISK_BYTES), 0);
     VmfDiskOptions options = {.size = sizeof(options), .uri = small};
     g_autoptr(VmfDisk) user = vmf_disk_open("user", &options, NULL);
@@ -461,6 +461,82 @@ static void test_targets_that_cannot_be(void **state)
     assert_error(error, VMF_ERROR_STATE);
     vmf_backup_free(backup);
     assert_true(vmf_disk_clear_bitmap(rig->disk, "b", NULL)); /* nobody has it */
+}
+
+static void put_base(const Rig *rig, const char *content, gssize length)
+{
+    g_autofree char *path = g_build_filename(rig->directory, "base", NULL);
+
+    assert_true(g_file_set_contents(path, content, length, NULL));
+}
+
+static void assert_no_base(Rig *rig, const char *what)
+{
+    g_autofree char *base = uri_at(rig->directory, "base"), *path = g_build_filename(rig->directory, "base", NULL);
+    g_autofree char *before = NULL, *after = NULL;
+    GError *error = NULL;
+    gsize length, length_after;
+
+    assert_true(g_file_get_contents(path, &before, &length, NULL));
+    assert_null(try_begin(rig, (VmfBackupOptions){.bitmap = "daily", .target = base}, &error));
+    if (!error || !strstr(error->message, what))
+        fail_msg("expected '%s': %s", what, error ? error->message : "nothing");
+    assert_error(error, VMF_ERROR_DISK_BASE);
+    assert_true(g_file_get_contents(path, &after, &length_after, NULL));
+    assert_true(length_after == length && memcmp(before, after, length) == 0);
+}
+
+/* Content and holes of its disk, all but what was written since; then it is brought up to date. */
+static void test_base_of_another(void **state)
+{
+    Rig *rig = *state;
+    g_autofree char *base = uri_at(rig->directory, "base"), *zeros = g_malloc0(DISK_BYTES), *content = NULL;
+    uint64_t data[PLACE / 8];
+
+    add_bitmap(rig->disk, "daily", 4096, true);
+    start_writers(rig);
+    let_write(rig, 2 * N_PLACES);
+    assert_done(begin(rig, (VmfBackupOptions){.bitmap = "daily", .full = true}));
+    stop_writers(rig);
+    fill(data, 1, 7);
+    assert_int_equal(write_to(rig->disk, VMF_DISK_WRITE, 8 * MIB, data, PLACE), 0);
+    assert_done(begin(rig, (VmfBackupOptions){.bitmap = "daily"}));
+    assert_int_equal(write_to(rig->disk, VMF_DISK_WRITE, 8 * MIB + 65536, data, PLACE), 0);
+    content = read_file(rig->directory, "backup");
+    put_base(rig, zeros, DISK_BYTES);
+    assert_no_base(rig, "it differs at offset ");
+    memset(zeros, 1, DISK_BYTES - AREA * N_WRITERS); /* all but what is a hole of the disk is right */
+    memcpy(content + AREA * N_WRITERS, zeros, DISK_BYTES - AREA * N_WRITERS);
+    put_base(rig, content, DISK_BYTES);
+    assert_no_base(rig, "it differs at offset ");
+    memset(content + AREA * N_WRITERS, 0, DISK_BYTES - AREA * N_WRITERS);
+    content[5] ^= 1; /* the first of them is always looked at */
+    put_base(rig, content, DISK_BYTES);
+    assert_no_base(rig, "it differs at offset 5,");
+    content[5] ^= 1;
+    put_base(rig, content, DISK_BYTES - 512);
+    assert_no_base(rig, "it is no base of this disk");
+    memset(content + 8 * MIB + 65536, 9, 65536); /* what is dirty may be anything */
+    put_base(rig, content, DISK_BYTES);
+    assert_int_equal(dirty_bytes(rig->disk, "daily"), 4096);
+    assert_done(begin(rig, (VmfBackupOptions){.bitmap = "daily", .target = base}));
+    assert_int_equal(dirty_bytes(rig->disk, "daily"), 0);
+    g_autofree char *disk = read_file(rig->directory, "disk"), *copy = read_file(rig->directory, "base");
+    assert_memory_equal(disk, copy, DISK_BYTES);
+}
+
+/* What it has is not all that was written: nothing is known of the rest. */
+static void test_base_of_a_bitmap_that_does_not_record(void **state)
+{
+    Rig *rig = *state;
+    uint64_t data[PLACE / 8];
+
+    fill(data, 1, 7);
+    add_bitmap(rig->disk, "b", 4096, false);
+    assert_done(begin(rig, (VmfBackupOptions){.bitmap = "b", .full = true}));
+    assert_true(vmf_disk_enable_bitmap(rig->disk, "b", false, NULL));
+    assert_int_equal(write_to(rig->disk, VMF_DISK_WRITE, 0, data, PLACE), 0);
+    assert_done(begin(rig, (VmfBackupOptions){.bitmap = "b"}));
 }
 
 /* A file that is there under the target's name is replaced, but only where it is nobody's disk, and it stays nobody's. */
@@ -638,6 +714,8 @@ int main(void)
         rig_test(test_released_disk_ends_its_backup),
         rig_test(test_unreadable_disk_fails_the_backup_alone),
         rig_test(test_targets_that_cannot_be),
+        rig_test(test_base_of_another),
+        rig_test(test_base_of_a_bitmap_that_does_not_record),
         rig_test(test_full_onto_a_disk_in_use),
         rig_test(test_target_that_comes_in_between),
     };

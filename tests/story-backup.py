@@ -219,6 +219,19 @@ def an_nbd_export(stage):
     assert first.code == 0, first
     writes(machine)
     done(machine.host, 'backup', 'vm', 'root', uri, '--bitmap', 'daily')
+    with open(os.path.join(stage.directory, 'backup'), 'r+b') as file:  # the sectors that nobody writes are zeros in the disk
+        file.seek(12 * MIB)
+        kept = file.read(4 * MIB)
+        file.seek(12 * MIB)
+        file.write(b'\xff' * 4 * MIB)
+    refused = machine.host.vmferry('backup', 'vm', 'root', uri, '--bitmap', 'daily', '--json')
+    assert refused.code == 1, refused
+    errors = [line for line in refused.lines if line['type'] == 'error']
+    assert errors[0]['id'] == 'disk.base' and 'it differs at offset ' in errors[0]['message'], refused
+    with open(os.path.join(stage.directory, 'backup'), 'r+b') as file:
+        file.seek(12 * MIB)
+        file.write(kept)
+    done(machine.host, 'backup', 'vm', 'root', uri, '--bitmap', 'daily')
     server.kill()
     server.wait()
     failed = machine.host.vmferry('backup', 'vm', 'root', uri, '--bitmap', 'daily')

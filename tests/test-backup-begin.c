@@ -25,6 +25,7 @@ typedef struct {
     VmfDisk *disk;
     Door door;
     Write under_way, held; /* of a guest */
+    bool onto_base;
     VmfFlag cancelled;
     pthread_t thread;
     VmfBackup *backup;
@@ -86,7 +87,7 @@ static void *begin_main(void *opaque)
 {
     Rig *rig = opaque;
     VmfBackupOptions options = {
-        .size = sizeof(options), .target = rig->target, .bitmap = "daily", .full = true, .cancelled = &rig->cancelled};
+        .size = sizeof(options), .target = rig->target, .bitmap = "daily", .full = !rig->onto_base, .cancelled = &rig->cancelled};
 
     rig->backup = vmf_backup_begin(rig->disk, &options, &rig->error);
     return NULL;
@@ -109,6 +110,11 @@ static bool has_gate(const VmfDisk *disk)
 static bool holds_one(const VmfDisk *disk)
 {
     return disk->held;
+}
+
+static bool has_a_request(const VmfDisk *disk)
+{
+    return disk->under_way > 0;
 }
 
 static bool has_both_in_storage(const VmfDisk *disk)
@@ -169,6 +175,38 @@ static void test_begins_once_it_can(void **state)
     vmf_backup_free(rig->backup);
 }
 
+static void shut_door(Door *door)
+{
+    pthread_mutex_lock(&door->lock);
+    door->shut = true;
+    pthread_mutex_unlock(&door->lock);
+}
+
+/* What it asked of the disk's storage, to compare it with the base, ends when it does. */
+static void test_given_up_while_it_looks_at_the_base(void **state)
+{
+    Rig *rig = *state;
+
+    begin_main(rig);
+    assert_good(rig->backup && vmf_backup_wait(rig->backup, &rig->error), rig->error);
+    vmf_backup_free(rig->backup);
+    shut_door(&rig->door);
+    rig->onto_base = true;
+    assert_int_equal(pthread_create(&rig->thread, NULL, begin_main, rig), 0);
+    await(rig->disk, has_a_request);
+    assert_false(has_gate(rig->disk));
+    atomic_store(&rig->cancelled, true);
+    pthread_join(rig->thread, NULL);
+    assert_null(rig->backup);
+    assert_error(rig->error, VMF_ERROR_CANCELLED);
+    open_door(&rig->door, 0);
+    vmf_disk_drain(rig->disk);
+    atomic_store(&rig->cancelled, false);
+    begin_main(rig);
+    assert_good(rig->backup && vmf_backup_wait(rig->backup, &rig->error), rig->error);
+    vmf_backup_free(rig->backup);
+}
+
 #define rig_test(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -176,6 +214,7 @@ int main(void)
     const struct CMUnitTest unit_tests[] = {
         rig_test(test_given_up),
         rig_test(test_begins_once_it_can),
+        rig_test(test_given_up_while_it_looks_at_the_base),
     };
 
     return cmocka_run_group_tests(unit_tests, NULL, NULL);

@@ -59,8 +59,9 @@ typedef struct {
  * wait: it takes as long as the disk's storage and the target's server do, or until it is cancelled. One at a time for a
  * disk. VMF_ERROR_STATE: there is one, or the disk is released; VMF_ERROR_USAGE, VMF_ERROR_BITMAP: of the bitmap
  * (vmferry/bitmap.h); VMF_ERROR_LOCKED: another uses the file or device at @target, which is locked as a disk's until
- * the end; VMF_ERROR_DISK_PLACE: @force; VMF_ERROR_URI, VMF_ERROR_CONNECT, VMF_ERROR_IO, VMF_ERROR_NO_SPACE: of the
- * target; VMF_ERROR_CANCELLED: @cancelled.
+ * the end; VMF_ERROR_DISK_PLACE: @force; VMF_ERROR_DISK_BASE: there is no base at @target, or a file of another size, or
+ * it differs in a sample of what is clean in a bitmap that records, which is compared ahead of the moment;
+ * VMF_ERROR_URI, VMF_ERROR_CONNECT, VMF_ERROR_IO, VMF_ERROR_NO_SPACE: of the target; VMF_ERROR_CANCELLED: @cancelled.
  *
  * A disk that is released ends its backup, which fails with VMF_ERROR_CANCELLED. The disk outlives the backup.
  */
