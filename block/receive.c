@@ -221,6 +221,16 @@ static bool check_device(const VmfDisk *disk, GError **error)
                           : vmf_disk_error(disk, VMF_ERROR_IO, "receive", g_strerror(errno), error);
 }
 
+/* Under the other name it is nobody's disk: what it holds is what a copy has begun to make of it. */
+static bool look_at_file(const VmfDisk *disk, int fd, Place *place, GError **error)
+{
+    if (!look_at_fd(disk, fd, place, error))
+        return false;
+    if (place->is_partial)
+        g_clear_pointer(&place->signature, g_free);
+    return place->is_file || check_device(disk, error);
+}
+
 /* *@fd: what is there, locked; -1: nothing. */
 static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, int *fd, GError **error)
 {
@@ -242,7 +252,7 @@ static bool find_file(const VmfDisk *disk, VmfReceiveOnto onto, Place *place, in
         return false;
     if (!place->is_partial && is_file_or_nothing(*fd) && !check_partial(disk, partial, error))
         return false;
-    return *fd < 0 || (look_at_fd(disk, *fd, place, error) && (place->is_file || check_device(disk, error)));
+    return *fd < 0 || look_at_file(disk, *fd, place, error);
 }
 
 static bool find_place(const VmfDisk *disk, uint64_t wanted, VmfReceiveOnto onto, Place *place, int *fd, GError **error)

@@ -39,7 +39,7 @@ bool vmf_disk_receive_is_same(const VmfDisk *one, const VmfDisk *other);
 bool vmf_disk_receive_begin(VmfDisk *disk, uint64_t size_bytes, VmfReceiveOnto onto, GError **error);
 /*
  * Onto a base: ahead of the first change. @proven: some of it was found to be the disk that comes; otherwise a
- * filesystem there is not to be replaced (VMF_ERROR_DISK_PLACE).
+ * filesystem there is not to be replaced (VMF_ERROR_DISK_PLACE), unless it is under PATH.partial already.
  */
 bool vmf_disk_receive_change(VmfDisk *disk, bool proven, GError **error);
 /* It read as zeros when it was begun. */

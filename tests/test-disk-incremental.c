@@ -505,6 +505,42 @@ static void test_unproven_filesystem_is_refused_unless_forced(void **state)
     vmf_trip_clear(&trip);
 }
 
+static bool die_at(void *opaque, const char *point)
+{
+    return strcmp(opaque, point) == 0;
+}
+
+/* What the first attempt has brought does not speak against the second, of which nothing is compared either. */
+static void test_filesystem_of_a_failed_copy(void **state)
+{
+#ifndef HAVE_BLKID
+    print_message("built without libblkid\n");
+    skip();
+#endif
+    const Rig *rig = *state;
+    VmfBitmapExtent whole = {0, DISK_BYTES};
+    g_autoptr(VmfMachine) source = with_base(rig), target = NULL, next = NULL;
+    VmfTrip trip;
+
+    assert_true(vmf_machine_stop(source, NULL));
+    assert_true(vmf_disk_set_bitmap(disk_of(source), "base", &whole, 1, NULL));
+    write_at(rig, "here", 4086, "SWAPSPACE2", 10);
+    write_at(rig, "here", 1024, "\1\0\0\0\144\0\0\0", 8);
+    target = target_of(rig, "there");
+    trip_init(&trip);
+    trip.target_parameters.fault = die_at;
+    trip.target_parameters.fault_opaque = "target.loaded";
+    assert_false(vmf_trip_run(&trip, vmf_machine_guest(source), vmf_machine_guest(target)));
+    vmf_trip_clear(&trip);
+    assert_true(exists(rig, "there.partial") && !exists(rig, "there"));
+    next = target_of(rig, "there");
+    trip_init(&trip);
+    if (!vmf_trip_run(&trip, vmf_machine_guest(source), vmf_machine_guest(next)))
+        fail_msg("%s", trip.source_error->message);
+    assert_same_content(rig, "here", "there", DISK_BYTES);
+    vmf_trip_clear(&trip);
+}
+
 /* ---- faults ------------------------------------------------------------------------------------------------------ */
 
 /* What is left is no disk, by its name, and the base of the next attempt. */
@@ -527,11 +563,6 @@ static void test_failed_copy_is_still_a_base(void **state)
     }
     next = target_of(rig, "there");
     arrives_after_all(rig, source, next);
-}
-
-static bool die_at(void *opaque, const char *point)
-{
-    return strcmp(opaque, point) == 0;
 }
 
 /* At each point from which the guest may still go on here; what is left is a base each time. */
@@ -625,6 +656,7 @@ int main(void)
         rig_test(test_inconsistent_bitmap),
         rig_test(test_bases_that_are_none),
         rig_test(test_unproven_filesystem_is_refused_unless_forced),
+        rig_test(test_filesystem_of_a_failed_copy),
         rig_test(test_failed_copy_is_still_a_base),
         rig_test(test_target_dies),
         rig_test(test_guest_that_goes_back_takes_the_name_away),
