@@ -215,7 +215,7 @@ static bool may_persist(const VmfBitmaps *set, const char *name, GError **error)
         return refuse(set, VMF_ERROR_USAGE, name, "create",
                       "it is to be said in which file a device's or an export's persistent bitmaps are", error);
     if (set->problem)
-        return refuse(set, VMF_ERROR_BITMAP, name, "create", set->problem, error);
+        return refuse(set, VMF_ERROR_BITMAP_FILE, name, "create", set->problem, error);
     return true;
 }
 

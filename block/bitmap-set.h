@@ -76,8 +76,9 @@ bool vmf_bitmaps_commit(VmfBitmaps *set, GError **error);
 
 /*
  * The disk has been acquired for writing. @path: where its bitmaps are, or will be; NULL: nowhere. @mtime_ns: of the
- * disk's file; 0: it has none. Fine where it is attached already. False: there is a file, and it cannot be opened: it
- * would go on saying that all is as it was.
+ * disk's file; 0: it has none. Fine where it is attached already. False: there is a file, and it cannot be opened, or is
+ * damaged and cannot be written anew (VMF_ERROR_BITMAP_FILE, VMF_ERROR_NO_SPACE): it would go on saying that all is as it
+ * was.
  */
 bool vmf_bitmaps_attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError **error);
 /*

@@ -43,6 +43,14 @@
 #define CLEAN_SECONDS 5
 #define BATCH 128u /* sectors in one write */
 
+/* What others call says whose error it is; within here it is not said. */
+static bool named(const VmfBitmaps *set, bool done, GError **error)
+{
+    if (!done)
+        g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
+    return done;
+}
+
 /* ---- giving it up ------------------------------------------------------------------------------------------------ */
 
 static bool remove_file(const VmfBitmaps *set, GError **error)
@@ -50,8 +58,7 @@ static bool remove_file(const VmfBitmaps *set, GError **error)
     int err = unlink(set->path) < 0 && errno != ENOENT ? errno : vmf_sync_directory_of(set->path);
 
     if (err)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "disk %s: bitmaps: remove %s: %s", set->disk, set->path,
-                    g_strerror(err));
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "remove %s: %s", set->path, g_strerror(err));
     return err == 0;
 }
 
@@ -270,7 +277,7 @@ static bool write_use(VmfBitmaps *set, bool in_use, int64_t mtime_ns, GError **e
 static bool refuse_without_file(VmfBitmaps *set, uint64_t which, GError **error)
 {
     put_unsynced(set, which);
-    g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "disk %s: bitmaps: %s", set->disk, set->problem);
+    g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s", set->problem);
     return false;
 }
 
@@ -300,7 +307,7 @@ bool vmf_bitmaps_commit(VmfBitmaps *set, GError **error)
     pthread_mutex_lock(&set->file);
     bool done = commit(set, error);
     pthread_mutex_unlock(&set->file);
-    return done;
+    return named(set, done, error);
 }
 
 /* ---- clean ------------------------------------------------------------------------------------------------------- */
@@ -368,7 +375,7 @@ static bool is_broken(VmfBitmaps *set)
 static bool heal(VmfBitmaps *set, GError **error);
 
 /* The file is not held while it syncs: whoever commits meanwhile syncs himself. */
-bool vmf_bitmaps_clean(VmfBitmaps *set, GError **error)
+static bool clean(VmfBitmaps *set, GError **error)
 {
     g_autoptr(GError) cause = NULL;
 
@@ -382,8 +389,13 @@ bool vmf_bitmaps_clean(VmfBitmaps *set, GError **error)
     pthread_mutex_lock(&set->file);
     give_up(set, cause, NULL);
     pthread_mutex_unlock(&set->file);
-    g_propagate_prefixed_error(error, g_steal_pointer(&cause), "disk %s: bitmaps: ", set->disk);
+    g_propagate_error(error, g_steal_pointer(&cause));
     return false;
+}
+
+bool vmf_bitmaps_clean(VmfBitmaps *set, GError **error)
+{
+    return named(set, clean(set, error), error);
 }
 
 /* Lock held; it sleeps without. */
@@ -528,7 +540,7 @@ static bool drop_file(VmfBitmaps *set, GError **error)
 
 static bool start_cleaner(VmfBitmaps *set, GError **error);
 
-bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error)
+static bool rewrite(VmfBitmaps *set, GError **error)
 {
     uint32_t n;
 
@@ -538,10 +550,12 @@ bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error)
         return false;
     pthread_mutex_lock(&set->file);
     n = begin_storing(set);
-    bool done = n > 0 ? replace_file(set, n, error) : drop_file(set, error);
-    if (!done)
-        g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
-    return file_unlock(set, done);
+    return file_unlock(set, n > 0 ? replace_file(set, n, error) : drop_file(set, error));
+}
+
+bool vmf_bitmaps_rewrite(VmfBitmaps *set, GError **error)
+{
+    return named(set, rewrite(set, error), error);
 }
 
 /* File held. The one that is there takes all that it is to have, where it is. */
@@ -553,7 +567,6 @@ static bool refill(VmfBitmaps *set, GError **error)
     header.mtime_ns = 0;
     if (!fill_file(set, set->storage, &header, error)) {
         note_all_stale(set);
-        g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
         return false;
     }
     take_header(set, &header);
@@ -568,7 +581,7 @@ static bool heal(VmfBitmaps *set, GError **error)
     if (set->storage)
         return file_unlock(set, refill(set, error));
     pthread_mutex_unlock(&set->file);
-    return vmf_bitmaps_rewrite(set, error);
+    return rewrite(set, error);
 }
 
 /* ---- beginning and end ------------------------------------------------------------------------------------------- */
@@ -582,7 +595,7 @@ static bool start_cleaner(VmfBitmaps *set, GError **error)
     set->quit = false;
     err = pthread_create(&set->cleaner, NULL, cleaner_main, set);
     if (err)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "disk %s: bitmaps: thread: %s", set->disk, g_strerror(err));
+        g_set_error(error, VMF_ERROR, VMF_ERROR_MEMORY, "thread: %s", g_strerror(err));
     return err == 0;
 }
 
@@ -660,7 +673,7 @@ static bool load(VmfBitmaps *set, int64_t mtime_ns, GError **error)
         set->problem = g_strdup(cause->message);
     pthread_mutex_unlock(&set->lock);
     if (!cause)
-        return n_problems(found) > 0 ? vmf_bitmaps_rewrite(set, error) : start_cleaner(set, error);
+        return n_problems(found) > 0 ? rewrite(set, error) : start_cleaner(set, error);
     g_clear_pointer(&set->storage, vmf_storage_free);
     vmf_bitmap_header_init(&set->header, set->size_bytes);
     return true;
@@ -682,11 +695,24 @@ static void forget(VmfBitmaps *set)
     set->broken = set->attached = set->early = false;
 }
 
+/* Of a file that is there. One that is no use is the business of whoever put it there, or of the next full backup. */
+static bool load_or_say(VmfBitmaps *set, int64_t mtime_ns, GError **error)
+{
+    GError *failed = NULL;
+
+    if (load(set, mtime_ns, &failed))
+        return true;
+    if (g_error_matches(failed, VMF_ERROR, VMF_ERROR_IO))
+        failed->code = VMF_ERROR_BITMAP_FILE;
+    g_propagate_error(error, failed);
+    return named(set, false, error);
+}
+
 static bool attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError **error)
 {
     set->path = g_strdup(path);
     set->attached = true;
-    if ((!path || (access(path, F_OK) < 0 && errno == ENOENT) || load(set, mtime_ns, error)) && vmf_bitmaps_install(set, error))
+    if ((!path || (access(path, F_OK) < 0 && errno == ENOENT) || load_or_say(set, mtime_ns, error)) && vmf_bitmaps_install(set, error))
         return true;
     end_cleaner(set);
     forget(set);
@@ -700,8 +726,6 @@ bool vmf_bitmaps_attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GEr
     if (!done)
         done = attach(set, path, mtime_ns, error);
     pthread_mutex_unlock(&set->admin);
-    if (!done)
-        g_prefix_error(error, "disk %s: bitmaps: ", set->disk);
     return done;
 }
 
@@ -729,7 +753,7 @@ void vmf_bitmaps_take_place(VmfBitmaps *set, const char *path)
     if (set->attached && set->early) {
         set->early = false;
         set->path = g_strdup(path);
-        if (has_persistent(set) && !vmf_bitmaps_rewrite(set, &cause)) {
+        if (has_persistent(set) && !rewrite(set, &cause)) {
             pthread_mutex_lock(&set->file);
             give_up(set, cause, NULL);
             pthread_mutex_unlock(&set->file);

@@ -504,6 +504,17 @@ static void test_damage_is_never_clean(void **state)
     }
 }
 
+/* What it is about once, the path, and what to do. */
+static void assert_told_once(const GError *error, const char *path)
+{
+    static const char prefix[] = "disk root: bitmaps: ";
+
+    assert_non_null(error);
+    if (!g_error_matches(error, VMF_ERROR, VMF_ERROR_BITMAP_FILE) || !g_str_has_prefix(error->message, prefix) ||
+        strstr(error->message + 1, prefix) || !strstr(error->message, path) || !*vmf_error_hint(error))
+        fail_msg("%s: %s", vmf_error_id(error), error->message);
+}
+
 /* A file that cannot be opened would go on saying that all is as it was. */
 static void test_file_that_cannot_be_opened(void **state)
 {
@@ -514,9 +525,47 @@ static void test_file_that_cannot_be_opened(void **state)
     assert_true(vmf_disk_release(rig->disk, NULL));
     assert_int_equal(mkdir(path, 0700), 0);
     assert_false(vmf_disk_acquire(rig->disk, &error));
-    assert_error(error, VMF_ERROR_IO);
+    assert_told_once(error, path);
+    g_clear_error(&error);
     assert_int_equal(rmdir(path), 0);
     acquire(rig->disk);
+}
+
+/* Nor one that would say again what cannot be trusted. */
+static void test_damaged_file_that_cannot_be_written_anew(void **state)
+{
+    const Rig *rig = *state;
+    g_autofree char *path = file_of(rig), *partial = g_strconcat(path, ".partial", NULL), *content = NULL;
+    g_autoptr(GError) error = NULL;
+    gsize length;
+
+    content = stored(rig, &length);
+    content[length - 100] ^= 1; /* of the last bits */
+    assert_true(g_file_set_contents(path, content, (gssize)length, NULL));
+    assert_int_equal(mkdir(partial, 0700), 0);
+    assert_false(vmf_disk_acquire(rig->disk, &error));
+    assert_told_once(error, partial);
+    assert_int_equal(rmdir(partial), 0);
+    acquire(rig->disk);
+}
+
+static void test_file_that_is_damaged_as_a_whole(void **state)
+{
+    const Rig *rig = *state;
+    g_autofree char *path = file_of(rig), *content = NULL;
+    g_autoptr(GError) error = NULL;
+    gsize length;
+
+    content = stored(rig, &length);
+    content[20] ^= 1;
+    assert_true(g_file_set_contents(path, content, (gssize)length, NULL));
+    acquire(rig->disk);
+    assert_false(try_add(rig->disk, "x", 0, true, &error));
+    assert_true(g_error_matches(error, VMF_ERROR, VMF_ERROR_BITMAP_FILE) && strstr(error->message, path));
+    assert_true(vmf_disk_release(rig->disk, NULL));
+    assert_int_equal(unlink(path), 0); /* as the hint says */
+    acquire(rig->disk);
+    assert_true(try_add(rig->disk, "x", 0, true, NULL));
 }
 
 /* ---- faults of the file ------------------------------------------------------------------------------------------ */
@@ -767,6 +816,8 @@ int main(void)
         rig_test(test_foreign_write_is_noticed),
         rig_test(test_damage_is_never_clean),
         rig_test(test_file_that_cannot_be_opened),
+        rig_test(test_damaged_file_that_cannot_be_written_anew),
+        rig_test(test_file_that_is_damaged_as_a_whole),
         rig_test(test_file_that_cannot_be_written_is_given_up),
         rig_test(test_failed_write_of_bits_is_made_again),
         rig_test(test_failed_sync_of_bits_is_made_again),

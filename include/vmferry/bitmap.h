@@ -14,7 +14,8 @@
  *
  * Any thread. Calls about persistent bitmaps write and sync the file; done() of a request (vmferry/block.h) must not make them.
  * Errors: VMF_ERROR_USAGE: there is no bitmap of this name, or there is one already, or it cannot be so; VMF_ERROR_STATE: the disk is
- * released, or the bitmap is in use by a backup; VMF_ERROR_BITMAP: it is inconsistent; VMF_ERROR_IO, VMF_ERROR_NO_SPACE of the file.
+ * released, or the bitmap is in use by a backup; VMF_ERROR_BITMAP: it is inconsistent; VMF_ERROR_BITMAP_FILE: the file is damaged as a
+ * whole, or was given up; VMF_ERROR_IO, VMF_ERROR_NO_SPACE of the file.
  */
 #ifndef VMFERRY_BITMAP_H
 #define VMFERRY_BITMAP_H

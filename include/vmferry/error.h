@@ -90,7 +90,10 @@ G_BEGIN_DECLS
       "name another place; --force (of a copy: at its target) lets a filesystem or a partition table be replaced")              \
     X(VMF_ERROR_LOCKED, "storage.locked", "a machine here, or on a host that shares the storage, has it in use")                \
     X(VMF_ERROR_BITMAP, "bitmap.inconsistent", "clear the bitmap, or remove it, and make a full backup")                        \
-    X(VMF_ERROR_DISK_BASE, "disk.base", "copy all of the disk, or make a full backup with the bitmap there")
+    X(VMF_ERROR_DISK_BASE, "disk.base", "copy all of the disk, or make a full backup with the bitmap there")                     \
+    X(VMF_ERROR_BITMAP_FILE, "bitmap.file",                                                                                     \
+      "the file has to be one that can be read and written; one that is damaged is to be removed while no machine has the disk, " \
+      "and bitmaps begin anew with a full backup")
 
 typedef enum {
 #define X(code, id, hint) code,
