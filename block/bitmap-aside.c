@@ -8,6 +8,7 @@
 #include <vmferry/error.h>
 
 #include "block/bitmap-set.h"
+#include "block/claim.h"
 #include "stream/partial-file.h"
 
 /* 1, 0, or -1 with errno. */
@@ -26,23 +27,28 @@ static int has_bitmaps(const char *path)
 static int move(VmfBitmapsAside *aside, const char *path)
 {
     g_autofree char *replaced = g_strconcat(path, ".replaced", NULL);
-    int found = aside->path ? 0 : has_bitmaps(path);
 
-    if (found < 0 || (found && rename(path, replaced) < 0))
+    if (rename(path, replaced) < 0)
         return errno;
-    if (found) {
-        aside->path = g_strdup(path);
-        aside->replaced = g_steal_pointer(&replaced);
-    }
-    return aside->path ? vmf_sync_directory_of(path) : 0;
+    aside->path = g_strdup(path);
+    aside->replaced = g_steal_pointer(&replaced);
+    return 0;
 }
 
 bool vmf_bitmaps_aside_move(VmfBitmapsAside *aside, const char *path, GError **error)
 {
-    int err = move(aside, path);
+    g_autofree char *name = g_strconcat("bitmaps: set file:", path, " aside", NULL);
+    int found = aside->path ? 0 : has_bitmaps(path), err = found < 0 ? errno : 0, claim = -1;
 
+    if (found > 0 && !vmf_claim_take(path, VMF_CLAIM_REPLACE, name, &claim, error))
+        return false;
+    if (found > 0)
+        err = move(aside, path);
+    vmf_claim_drop(&claim);
+    if (!err && aside->path)
+        err = vmf_sync_directory_of(path);
     if (err)
-        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "bitmaps: set %s aside: %s", path, g_strerror(err));
+        g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "%s: %s", name, g_strerror(err));
     return err == 0;
 }
 

@@ -17,7 +17,10 @@ typedef struct {
     char *replaced;
 } VmfBitmapsAside;
 
-/* Durable when it returns; what is no file of bitmaps stays. False: VMF_ERROR_IO, and it may be there still. */
+/*
+ * Durable when it returns; what is no file of bitmaps stays. False: VMF_ERROR_IO, and it may be there still; VMF_ERROR_LOCKED:
+ * another disk has it, that is in use.
+ */
 bool vmf_bitmaps_aside_move(VmfBitmapsAside *aside, const char *path, GError **error);
 /* What it speaks of is back. */
 void vmf_bitmaps_aside_return(VmfBitmapsAside *aside);

@@ -16,6 +16,7 @@ VmfBitmaps *vmf_bitmaps_new(const char *disk)
     pthread_condattr_t monotonic;
 
     set->disk = g_strdup(disk);
+    set->lock_fd = -1;
     set->bitmaps = g_ptr_array_new_with_free_func((GDestroyNotify)vmf_bitmap_free);
     pthread_mutex_init(&set->admin, NULL);
     pthread_mutex_init(&set->file, NULL);

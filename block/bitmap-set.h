@@ -39,6 +39,7 @@ typedef struct {
 
     /* file, and admin to change which it is */
     VmfStorage *storage;    /* NULL: there is none */
+    int lock_fd;            /* holds the lock of what is at path (bitmap-lock.h); -1: nothing is */
     VmfBitmapHeader header; /* as the file has it; lock as well to change it, either to read it */
     bool broken;            /* it could be neither written nor removed, and has not taken all anew; no storage: nor is known which it is */
 
@@ -78,7 +79,7 @@ bool vmf_bitmaps_commit(VmfBitmaps *set, GError **error);
  * The disk has been acquired for writing. @path: where its bitmaps are, or will be; NULL: nowhere. @mtime_ns: of the
  * disk's file; 0: it has none. Fine where it is attached already. False: there is a file, and it cannot be opened, or is
  * damaged and cannot be written anew (VMF_ERROR_BITMAP_FILE, VMF_ERROR_NO_SPACE): it would go on saying that all is as it
- * was.
+ * was. VMF_ERROR_LOCKED: another has it.
  */
 bool vmf_bitmaps_attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError **error);
 /*

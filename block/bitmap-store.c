@@ -26,6 +26,9 @@
  * of what it was given is not known, a sync that succeeds later does not say. Until then it may take intents, and no
  * intent is dropped; the guest's writes that need one fail where it cannot have it.
  *
+ * The file is locked (bitmap-lock.h), so that nobody has it as well by another disk's option, or replaces it. A new one is locked
+ * ahead of its taking the name, and takes none that another has come to.
+ *
  * Stored at the disk's release, the file is no longer in use, has no intents, and has the time at which the disk's file
  * was changed last: whoever changes that without recording it makes what records inconsistent.
  */
@@ -38,6 +41,7 @@
 #include <unistd.h>
 #include <vmferry/error.h>
 
+#include "block/bitmap-lock.h"
 #include "stream/partial-file.h"
 
 #define CLEAN_SECONDS 5
@@ -53,10 +57,16 @@ static bool named(const VmfBitmaps *set, bool done, GError **error)
 
 /* ---- giving it up ------------------------------------------------------------------------------------------------ */
 
+/* One that is another's says nothing of this disk. */
 static bool remove_file(const VmfBitmaps *set, GError **error)
 {
-    int err = unlink(set->path) < 0 && errno != ENOENT ? errno : vmf_sync_directory_of(set->path);
+    g_autoptr(GError) failed = NULL;
+    int other;
 
+    if (!vmf_bitmaps_hold_name(set->path, set->lock_fd, &other, &failed) && g_error_matches(failed, VMF_ERROR, VMF_ERROR_LOCKED))
+        return true;
+    int err = unlink(set->path) < 0 && errno != ENOENT ? errno : vmf_sync_directory_of(set->path);
+    vmf_bitmaps_unlock(&other);
     if (err)
         g_set_error(error, VMF_ERROR, VMF_ERROR_IO, "remove %s: %s", set->path, g_strerror(err));
     return err == 0;
@@ -441,13 +451,17 @@ static void *cleaner_main(void *opaque)
 
 /* ---- writing it anew --------------------------------------------------------------------------------------------- */
 
-static VmfStorage *open_file(VmfBitmaps *set, VmfStorageMode mode, GError **error)
+/* @lock_fd: of a new one; NULL: it is not to be new. */
+static VmfStorage *open_file(VmfBitmaps *set, int *lock_fd, GError **error)
 {
     g_autofree char *uri = g_strconcat("file:", set->path, NULL);
-    VmfStorageOptions options = {.mode = mode, .buffered = true, .backend = "threads"};
-    VmfStorage *storage = vmf_storage_open(uri, &options, error);
+    VmfStorageOptions options = {
+        .mode = lock_fd ? VMF_STORAGE_CREATE : VMF_STORAGE_MODIFY, .buffered = true, .backend = "threads"};
+    g_autoptr(VmfStorage) storage = vmf_storage_open(uri, &options, error);
 
-    return storage && set->wrap ? set->wrap(storage, set->wrap_opaque, error) : storage;
+    if (!storage || (lock_fd && !vmf_bitmaps_lock_new(storage, lock_fd, error)))
+        return NULL;
+    return set->wrap ? set->wrap(g_steal_pointer(&storage), set->wrap_opaque, error) : g_steal_pointer(&storage);
 }
 
 static bool write_entries(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeader *header, GError **error)
@@ -498,29 +512,48 @@ static bool fill_file(VmfBitmaps *set, VmfStorage *storage, const VmfBitmapHeade
            vmf_storage_flush(storage, error);
 }
 
+/* File held. As long as the other name is ours nobody else gives a file this one. */
+static bool take_name(VmfBitmaps *set, VmfStorage *storage, GError **error)
+{
+    g_autoptr(GError) cause = NULL;
+    int other;
+
+    if (!vmf_bitmaps_hold_name(set->path, set->lock_fd, &other, error)) {
+        note_all_stale(set);
+        return false;
+    }
+    bool done = vmf_storage_commit(storage, &cause);
+    vmf_bitmaps_unlock(&other);
+    if (done)
+        return true;
+    if (!give_up(set, cause, NULL)) /* which of the two has the name now is not known */
+        g_clear_pointer(&set->storage, vmf_storage_free);
+    g_propagate_error(error, g_steal_pointer(&cause));
+    return false;
+}
+
 /* File held. */
 static bool replace_file(VmfBitmaps *set, uint32_t n, GError **error)
 {
     VmfBitmapHeader header = set->header;
-    g_autoptr(GError) cause = NULL;
+    int lock_fd = -1;
 
     header.id = g_random_int();
     header.in_use = true;
     header.mtime_ns = 0;
     header.n_bitmaps = n;
-    g_autoptr(VmfStorage) storage = open_file(set, VMF_STORAGE_CREATE, error);
-    if (!storage || !fill_file(set, storage, &header, error)) {
+    g_autoptr(VmfStorage) storage = open_file(set, &lock_fd, error);
+    bool filled = storage && fill_file(set, storage, &header, error);
+    if (!filled)
         note_all_stale(set);
-        return false;
-    }
-    if (!vmf_storage_commit(storage, &cause)) { /* which of the two has the name now is not known */
-        if (!give_up(set, cause, NULL))
-            g_clear_pointer(&set->storage, vmf_storage_free);
-        g_propagate_error(error, g_steal_pointer(&cause));
+    if (!filled || !take_name(set, storage, error)) {
+        vmf_bitmaps_unlock(&lock_fd);
         return false;
     }
     g_clear_pointer(&set->storage, vmf_storage_free);
+    vmf_bitmaps_unlock(&set->lock_fd);
     set->storage = g_steal_pointer(&storage);
+    set->lock_fd = lock_fd;
     take_header(set, &header);
     end_broken(set);
     return true;
@@ -534,6 +567,7 @@ static bool drop_file(VmfBitmaps *set, GError **error)
     stop_storing(set);
     pthread_mutex_unlock(&set->lock);
     g_clear_pointer(&set->storage, vmf_storage_free);
+    vmf_bitmaps_unlock(&set->lock_fd);
     end_broken(set);
     return true;
 }
@@ -663,8 +697,7 @@ static bool load(VmfBitmaps *set, int64_t mtime_ns, GError **error)
     g_autoptr(GPtrArray) found = g_ptr_array_new();
     g_autoptr(GError) cause = NULL;
 
-    set->storage = open_file(set, VMF_STORAGE_MODIFY, error);
-    if (!set->storage)
+    if (!vmf_bitmaps_hold_file(set->path, &set->lock_fd, error) || !(set->storage = open_file(set, NULL, error)))
         return false;
     pthread_mutex_lock(&set->lock);
     if (vmf_bitmap_file_read(set->storage, set->size_bytes, &set->header, set->intents, found, &cause))
@@ -690,6 +723,7 @@ static void forget(VmfBitmaps *set)
     g_clear_pointer(&set->problem, g_free);
     pthread_mutex_unlock(&set->lock);
     g_clear_pointer(&set->storage, vmf_storage_free);
+    vmf_bitmaps_unlock(&set->lock_fd);
     g_clear_pointer(&set->path, g_free);
     vmf_bitmap_header_init(&set->header, set->size_bytes);
     set->broken = set->attached = set->early = false;

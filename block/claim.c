@@ -69,7 +69,7 @@ bool vmf_claim_take(const char *path, VmfClaimKind kind, const char *name, int *
     return false;
 }
 
-static bool is_at(int fd, const char *path)
+bool vmf_claim_is_at(int fd, const char *path)
 {
     struct stat claimed, found;
 
@@ -81,7 +81,7 @@ bool vmf_claim_renew(const char *path, VmfClaimKind kind, const char *name, int 
 {
     int other;
 
-    if (is_at(*fd, path))
+    if (vmf_claim_is_at(*fd, path))
         return true;
     if (!vmf_claim_take(path, kind, name, &other, error))
         return false;

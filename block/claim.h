@@ -28,6 +28,8 @@ bool vmf_claim_take(const char *path, VmfClaimKind kind, const char *name, int *
 bool vmf_claim_renew(const char *path, VmfClaimKind kind, const char *name, int *fd, GError **error);
 /* The same of what a URI says, which is the name for messages. What is no "file:" cannot be claimed, and is fine. */
 bool vmf_claim_renew_uri(const char *uri, VmfClaimKind kind, int *fd, GError **error);
+/* Whether @fd, which may be -1, is open on what is at @path. */
+bool vmf_claim_is_at(int fd, const char *path);
 /* *@fd may be -1, and is afterwards. */
 void vmf_claim_drop(int *fd);
 

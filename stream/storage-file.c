@@ -327,6 +327,11 @@ static bool open_file(VmfStorageFile *file, const char *path, const VmfStorageOp
     return measure(file, error) && choose_backend(file, options->backend, error);
 }
 
+int vmf_storage_file_fd(const VmfStorage *storage)
+{
+    return ((const VmfStorageFile *)storage)->fd;
+}
+
 VmfStorage *vmf_storage_file_open(const char *path, const VmfStorageOptions *options, GError **error)
 {
     VmfStorageFile *file = g_new0(VmfStorageFile, 1);

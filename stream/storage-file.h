@@ -34,6 +34,9 @@ extern const VmfFileBackend vmf_file_backend_threads;
  * @is_new: it is empty. */
 void vmf_storage_file_learn(VmfStorageFile *file, bool buffered, bool is_new);
 
+/* Of a file that vmf_storage_open() has returned: its descriptor, which stays the storage's. */
+int vmf_storage_file_fd(const VmfStorage *storage);
+
 /* Executes any request and waits for it. Returns its error. Any thread. */
 GError *vmf_storage_file_execute(VmfStorageFile *file, VmfStorageRequest *request);
 /* Makes a range read as zeros, durably or not, the best way the file has, and waits for it. Returns an errno. Any

@@ -344,11 +344,12 @@ def refused_of(result, *words):
 
 
 def what_a_machine_uses(stage):
-    """Another's disk, and a second one of the same machine: neither is replaced, by a backup or by an image."""
-    places = [os.path.join(stage.directory, name) for name in ('second', 'theirs')]
+    """Another's disk and its bitmaps, and a second disk of the same machine: none is replaced, by a backup or by an image."""
+    places = [os.path.join(stage.directory, name) for name in ('second', 'theirs', 'theirs.bitmaps')]
     host = stage.host()
     machine = host.run('vm', *GUEST, *disk_of(stage), '--disk', f'second={places[0]},size=16M')
-    stage.host('host-b').run('other', '--disk', f'root={places[1]},size=16M')
+    other = stage.host('host-b').run('other', '--disk', f'root={places[1]},size=16M')
+    done(other.host, 'bitmap', 'other', 'root', 'add', 'theirs', '--persistent')
     for place in places:
         before = os.stat(place)
         for arguments in (('backup', 'vm', 'root', place), ('backup', 'vm', 'root', place, '--force'), ('save', 'vm', place, '--ram-only'),
@@ -357,6 +358,8 @@ def what_a_machine_uses(stage):
             after = os.stat(place)
             assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size), after
             assert not os.path.exists(f'{place}.partial')
+    third = f'root={os.path.join(stage.directory, "third")},size=16M,bitmaps={places[2]}'
+    refused_of(stage.host('host-c').vmferry('run', 'third', '--disk', third), places[2], 'another uses it')
     writes(machine)
 
 
