@@ -175,6 +175,7 @@ static VmfStorage *open_storage(const VmfBackup *backup, const VmfBackupOptions 
     VmfStorageOptions storage = {
         .mode = is_onto_base(backup) ? VMF_STORAGE_MODIFY : VMF_STORAGE_CREATE,
         .connect = options->connect,
+        .exclusive = true,
         .buffered = buffered,
         .cancelled = options->cancelled,
         .silence_ns = options->silence_ns ? options->silence_ns : SILENCE_NS,

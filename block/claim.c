@@ -17,11 +17,11 @@ static bool fail(const char *name, VmfErrorCode code, const char *why, GError **
     return false;
 }
 
-/* Where it is overwritten as a whole it is VmfStorage that opens it exclusively, and two such openings exclude each other. */
+/* A device is opened exclusively by VmfStorage: two such openings exclude each other, and beside one of ours it could not zero all. */
 static int open_it(const char *path, mode_t mode, VmfClaimKind kind, bool *writes)
 {
     int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-    int fd = open(path, O_RDWR | flags | (S_ISBLK(mode) && kind == VMF_CLAIM_CHANGE ? O_EXCL : 0));
+    int fd = open(path, O_RDWR | flags);
 
     *writes = true;
     if (fd >= 0 || !S_ISREG(mode) || kind == VMF_CLAIM_CHANGE || (errno != EACCES && errno != EPERM && errno != EROFS))

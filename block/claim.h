@@ -18,7 +18,8 @@ typedef enum {
  * then no writer has it; where there are no locks nobody has one of it.
  *
  * @name: for messages. VMF_ERROR_LOCKED: another uses it; VMF_ERROR_DISK_PLACE: of what a device holds;
- * VMF_ERROR_UNSUPPORTED: no such locks there; VMF_ERROR_IO, also of a device that is to be changed and is in use.
+ * VMF_ERROR_UNSUPPORTED: no such locks there; VMF_ERROR_IO. That a device is not mounted is for who writes it to see to: VmfStorage does
+ * with CREATE, and with exclusive.
  */
 bool vmf_claim_take(const char *path, VmfClaimKind kind, const char *name, int *fd, GError **error);
 /*
