@@ -271,7 +271,7 @@ def while_a_backup_begins(stage):
     with server.asked_by(asker, 'query-name', 'query-status'):
         jobs = witness.run('query-block-jobs')
         assert [(job['device'], job['status'], job['len']) for job in jobs] == [('root', 'created', 0)], jobs
-        writes(machine, 10)
+        assert witness.run('query-status')['running']
         witness.run('stop')
         witness.run('cont')
         again = witness.command('drive-backup', device='root', target=server.uri, sync='full')
