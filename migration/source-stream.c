@@ -7,7 +7,9 @@
 
 #include <vmferry/error.h>
 
+#include "block/claim.h"
 #include "stream/channel.h"
+#include "stream/connector.h"
 #include "stream/clock.h"
 
 #define CONNECT_NS (10 * VMF_NS_PER_S)
@@ -199,11 +201,18 @@ static bool measure_rtt(VmfSource *source, GError **error)
 
 /* ---- the place ------------------------------------------------------------------------------------------------------------- */
 
+bool vmf_source_claim(VmfSource *source, GError **error)
+{
+    const VmfUri *uri = source->session->connector->uri;
+
+    return !uri || vmf_claim_renew_uri(uri->text, VMF_CLAIM_FORCE, &source->claim, error);
+}
+
 static bool stream_open(VmfSource *source, GError **error)
 {
     source->format = (VmfStreamFormat){.version = source->session->parameters.stream_version,
                                        .one_way = vmf_connector_is_one_way(source->session->connector)};
-    if (!open_channel(source, &source->main, error))
+    if (!vmf_source_claim(source, error) || !open_channel(source, &source->main, error))
         return false;
     if (!source->format.one_way)
         source->return_path = vmf_return_path_new(source->session, source->main.channel, source->format, &source->ram, source->owners);
@@ -252,6 +261,7 @@ static void stream_close(VmfSource *source)
     for (guint i = 0; i < source->pages->len; i++)
         close_channel(source, g_ptr_array_index(source->pages, i));
     close_channel(source, &source->main);
+    vmf_claim_drop(&source->claim);
 }
 
 const VmfDestination vmf_destination_stream = {

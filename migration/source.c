@@ -311,6 +311,7 @@ bool vmf_source_run_to(VmfSession *session, const VmfDestination *destination, v
     source->destination = destination;
     pthread_mutex_init(&source->throttle_lock, NULL);
     source->place = place;
+    source->claim = -1;
     source->ram.session = session;
     source->disks.session = session;
     source->pages = g_ptr_array_new_with_free_func(g_free);

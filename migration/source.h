@@ -58,6 +58,7 @@ struct VmfSource {
     VmfDiskSource disks;
     VmfStaticData *static_data;
     VmfSourceChannel main;
+    int claim;        /* of what stands where a stream is kept (block/claim.h); -1: nothing does */
     GPtrArray *pages; /* VmfSourceChannel */
     VmfReturnPath *return_path; /* NULL: one-way */
     XXH3_state_t *device_sum;
@@ -130,6 +131,8 @@ bool vmf_source_switchover(VmfSource *source, GError **error);
 bool vmf_source_stop_guest(VmfSource *source, GError **error);
 /* After it: what every owner has left, and the sections. Nothing is limited in its rate from then on. */
 bool vmf_source_send_the_rest(VmfSource *source, GError **error);
+/* source-stream.c. Where a stream is kept is nobody's disk: ahead of all that is written, and of its taking the name. */
+bool vmf_source_claim(VmfSource *source, GError **error);
 bool vmf_source_finish_stream(VmfSource *source, GError **error);
 /* A failure after the stop, and before anybody else may have the guest: it goes on here, if it did. Returns false. */
 bool vmf_source_fail_stopped(VmfSource *source);

@@ -149,7 +149,7 @@ static bool finish_one_way(VmfSource *source, GError **error)
     VmfSwitchover message = {0};
 
     bool sent = vmf_source_send_switchover(source, &message, error) &&
-                vmf_record_write(source->main.writer, VMF_RECORD_END, NULL, 0, error) &&
+                vmf_record_write(source->main.writer, VMF_RECORD_END, NULL, 0, error) && vmf_source_claim(source, error) &&
                 vmf_channel_finish(source->main.channel, error);
     vmf_switchover_clear(&message);
     if (!sent) {

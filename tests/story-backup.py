@@ -353,7 +353,7 @@ def what_a_machine_uses(stage):
     for place in places:
         before = os.stat(place)
         for arguments in (('backup', 'vm', 'root', place), ('backup', 'vm', 'root', place, '--force'), ('save', 'vm', place, '--ram-only'),
-                          ('save', 'vm', place, '--ram-only', '--force')):
+                          ('save', 'vm', place, '--ram-only', '--force'), ('migrate', 'vm', f'file:{place}', '--then', 'cont')):
             refused_of(host.vmferry(*arguments), place, 'another uses it')
             after = os.stat(place)
             assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size), after
