@@ -2,6 +2,7 @@
 #include "block/signature.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -51,17 +52,28 @@ char *vmf_signature_of_fd(int fd)
 }
 #endif
 
+/* The caller says whose word it is. */
+static char *unreadable(const VmfStorage *storage, const GError *error)
+{
+    g_autofree char *prefix = g_strconcat(vmf_storage_name(storage), ": ", NULL);
+    const char *why = error->message + (g_str_has_prefix(error->message, prefix) ? strlen(prefix) : 0);
+
+    return g_strdup_printf("what it holds cannot be read: %s", why);
+}
+
 char *vmf_signature_of_storage(VmfStorage *storage)
 {
     uint64_t length = MIN(HEAD_BYTES, vmf_storage_size(storage) & ~UINT64_C(4095));
-    int fd = memfd_create("signature", MFD_CLOEXEC);
     g_autofree uint8_t *head = g_malloc0(HEAD_BYTES);
+    g_autoptr(GError) error = NULL;
     char *text = NULL;
 
+    if (length > 0 && !vmf_storage_read(storage, 0, head, length, &error))
+        return unreadable(storage, error);
+    int fd = memfd_create("signature", MFD_CLOEXEC);
     if (fd < 0)
         return NULL;
-    if (length > 0 && vmf_storage_read(storage, 0, head, length, NULL) &&
-        ftruncate(fd, (off_t)MAX(vmf_storage_size(storage), length)) == 0 &&
+    if (length > 0 && ftruncate(fd, (off_t)MAX(vmf_storage_size(storage), length)) == 0 &&
         pwrite(fd, head, length, 0) == (ssize_t)length)
         text = vmf_signature_of_fd(fd);
     close(fd);

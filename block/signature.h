@@ -10,7 +10,8 @@
  * built without libblkid.
  */
 char *vmf_signature_of_fd(int fd);
-/* The same of storage that has no descriptor: its first two MiB are looked at. */
+/* The same of storage that has no descriptor: its first two MiB are looked at. What cannot be read is said to be so, for it
+ * may be anything. */
 char *vmf_signature_of_storage(VmfStorage *storage);
 
 #endif

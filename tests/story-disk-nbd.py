@@ -175,5 +175,24 @@ def export_that_cannot_be_read(stage):
     moves(stage, source, 'host-c', place, lambda: export.content, there)
 
 
+def export_that_cannot_be_looked_at(stage):
+    """Nobody knows what it holds, so nothing replaces it unless that is said."""
+    export = Export(stage, 'export', 'error-pread=EIO', 'error-pread-rate=100%')
+    source = run(stage, 'host-a', ('--disk', f'root={path_of(stage, "disk")},size={DISK}'))
+    works(source)
+    target = target_of(stage, 'host-b', export.disk)
+    export.fail()
+    for more in (('--dry-run',), ()):
+        refused = done(source.host, 'migrate', 'vm', target.uri, *COPY, *more, code=1)
+        assert 'disk.place' in refused.stderr and 'Input/output error' in refused.stderr, refused
+    assert export.content == bytes(DISK)
+    works(source)
+    forced = run(stage, 'host-c', export.disk, '--incoming', 'tcp:127.0.0.1:0', '--force')
+    done(source.host, 'migrate', 'vm', forced.uri, *COPY)
+    export.mend()
+    story.wait_until(lambda: disk_of(forced)['read_bytes'] > 0, 'a read')
+    works(forced)
+
+
 if __name__ == '__main__':
-    story.run(export_that_cannot_be_written, export_that_fills_up, export_that_cannot_be_read)
+    story.run(export_that_cannot_be_written, export_that_fills_up, export_that_cannot_be_read, export_that_cannot_be_looked_at)
