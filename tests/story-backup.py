@@ -308,6 +308,24 @@ def quit_while_a_backup_begins(stage):
             assert asker.answer() is None and machine.wait() == 0
 
 
+def own_disk_that_says_nothing(stage):
+    """Then the moment of a backup does not come, and that is all: it can be cancelled, and the machine ended."""
+    disk, has_come = story.disk_on_silent_server(stage, 'own', 'write', 16 * MIB)
+    machine = stage.host().run('vm', *GUEST, '--disk', disk)
+    has_come()
+    asker, witness = machine.qmp(), machine.qmp()
+    backup = {'execute': 'drive-backup', 'arguments': {
+        'device': 'root', 'target': 'file:' + os.path.join(stage.directory, 'backup'), 'sync': 'full'}}
+    for ends in ('block-job-cancel', 'quit'):
+        asker.send(json.dumps(backup))
+        story.wait_until(lambda: witness.run('query-block-jobs'), 'the job')
+        assert witness.run('query-block-jobs')[0]['status'] == 'created' and witness.run('query-status')['running']
+        witness.run(ends, **({'device': 'root'} if ends == 'block-job-cancel' else {'x_vmferry_force': True}))
+        assert asker.answer()['error']['x-vmferry-id'] == 'cancelled'
+    assert machine.wait() == 0
+    assert not any(name.startswith('backup') for name in os.listdir(stage.directory))
+
+
 def a_bitmap_of_qemus_server(stage):
     if not all(shutil.which(program) for program in ('qemu-img', 'qemu-io', 'qemu-nbd')):
         raise story.Skip('qemu-img, qemu-io or qemu-nbd is not installed')
@@ -392,5 +410,6 @@ def what_a_device_holds(stage):
 
 if __name__ == '__main__':
     story.run(a_chain_of_backups, machine_that_is_killed, backup_that_is_cancelled, qmps_words, shared_disk_takes_its_bitmaps_along,
-              bitmaps_move_with_a_copied_disk, an_nbd_export, while_a_backup_begins, quit_while_a_backup_begins, a_bitmap_of_qemus_server,
+              bitmaps_move_with_a_copied_disk, an_nbd_export, while_a_backup_begins, quit_while_a_backup_begins, own_disk_that_says_nothing,
+              a_bitmap_of_qemus_server,
               what_a_machine_uses, what_a_device_holds)

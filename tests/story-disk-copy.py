@@ -4,7 +4,6 @@
 import errno
 import os
 import resource
-import shutil
 import signal
 import subprocess
 
@@ -237,29 +236,11 @@ def disk_lies_in_a_stream(stage):
     works(target)
 
 
-def disk_on_silent_server(stage, name, silent):
-    """The option of a disk whose server keeps those commands waiting, and how to wait until it has one."""
-    if not shutil.which('nbdkit'):
-        raise story.Skip('nbdkit is not installed')
-    if 'libnbd' not in subprocess.run(['ldd', stage.vmferry], capture_output=True, text=True, check=True).stdout:
-        raise story.Skip('built without libnbd')
-    socket, log = path_of(stage, f'nbd-{name}'), path_of(stage, f'log-{name}')
-    stage.processes.append(subprocess.Popen(
-        ['nbdkit', '-f', '-U', socket, '--filter=log', '--filter=delay', 'memory', str(DISK), f'delay-{silent}=10000', f'logfile={log}'],
-        preexec_fn=story.die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    story.wait_until(lambda: os.path.exists(socket), 'the server')
-
-    def is_silent():
-        with open(log, encoding='utf-8') as file:
-            return f' {silent.capitalize()} id=' in file.read()
-    return f'root=nbd+unix:///?socket={socket},no-lock', lambda: story.wait_until(is_silent, 'the silence')
-
-
 def silent_server_is_given_up(stage):
     """By a target that looks at the place, or writes the copy, and by a machine whose own disk it is."""
     source = source_of(stage, 'disk')
     for silent in ('read', 'write'):
-        disk, has_come = disk_on_silent_server(stage, silent, silent)
+        disk, has_come = story.disk_on_silent_server(stage, silent, silent, DISK)
         target = stage.host(f'host-{silent}').run('vm', *GUEST, '--disk', disk, '--incoming', 'tcp:127.0.0.1:0')
         migration = source.host.start('migrate', 'vm', target.uri, *COPY)
         has_come()
@@ -269,7 +250,7 @@ def silent_server_is_given_up(stage):
         assert migration.returncode == 1
         works(source)
     for way in ('quit', 'signal'):
-        disk, has_come = disk_on_silent_server(stage, way, 'write')
+        disk, has_come = story.disk_on_silent_server(stage, way, 'write', DISK)
         machine = stage.host(f'host-{way}').run('vm', *GUEST, '--disk', disk)
         has_come()
         if way == 'quit':

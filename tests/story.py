@@ -254,6 +254,24 @@ def knows_signatures(stage):
         raise Skip('built without libblkid')
 
 
+def disk_on_silent_server(stage, name, silent, size):
+    """The --disk of one whose server keeps these commands ("read", "write") waiting, and how to wait until it has one."""
+    if not shutil.which('nbdkit'):
+        raise Skip('nbdkit is not installed')
+    if 'libnbd' not in subprocess.run(['ldd', stage.vmferry], capture_output=True, text=True, check=True).stdout:
+        raise Skip('built without libnbd')
+    path, log = os.path.join(stage.directory, f'nbd-{name}'), os.path.join(stage.directory, f'log-{name}')
+    stage.processes.append(subprocess.Popen(
+        ['nbdkit', '-f', '-U', path, '--filter=log', '--filter=delay', 'memory', str(size), f'delay-{silent}=10000', f'logfile={log}'],
+        preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    wait_until(lambda: os.path.exists(path), 'the server')
+
+    def is_silent():
+        with open(log, encoding='utf-8') as file:
+            return f' {silent.capitalize()} id=' in file.read()
+    return f'root=nbd+unix:///?socket={path},no-lock', lambda: wait_until(is_silent, 'the silence')
+
+
 def run(*stories):
     """
     Runs the stories on the vmferry that the command line names, says how each went, and exits. "kvm" behind it: on that backend, not on
