@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,7 +97,7 @@ static bool look_at_export(const VmfDisk *disk, Place *place, GError **error)
     if (!storage)
         return false;
     *place = (Place){.exists = true, .size = vmf_storage_size(storage), .signature = vmf_signature_of_storage(storage)};
-    return true;
+    return !atomic_load(&disk->given_up) || problem(error, VMF_ERROR_CANCELLED, disk, "it was given up");
 }
 
 static void unlock_and_close(int *fd)
