@@ -712,6 +712,7 @@ static bool load(VmfBitmaps *set, int64_t mtime_ns, GError **error)
     return true;
 }
 
+/* The file's lock held: a write that finds the disk released may be at its commit. */
 static void forget(VmfBitmaps *set)
 {
     pthread_mutex_lock(&set->lock);
@@ -749,7 +750,9 @@ static bool attach(VmfBitmaps *set, const char *path, int64_t mtime_ns, GError *
     if ((!path || (access(path, F_OK) < 0 && errno == ENOENT) || load_or_say(set, mtime_ns, error)) && vmf_bitmaps_install(set, error))
         return true;
     end_cleaner(set);
+    pthread_mutex_lock(&set->file);
     forget(set);
+    pthread_mutex_unlock(&set->file);
     return false;
 }
 
@@ -822,7 +825,9 @@ void vmf_bitmaps_detach(VmfBitmaps *set, int64_t mtime_ns)
     end_cleaner(set);
     if (set->attached && is_storing(set) && !set->broken)
         store(set, mtime_ns, NULL); /* if not, the next one finds it in use, and its intents */
+    pthread_mutex_lock(&set->file);
     if (set->attached)
         forget(set);
+    pthread_mutex_unlock(&set->file);
     pthread_mutex_unlock(&set->admin);
 }

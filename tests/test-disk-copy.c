@@ -708,14 +708,13 @@ static void moves_when_it_opens(VmfMachine *source, VmfMachine *target, Door *do
 }
 
 /* Storage of the target's first disk stands still in the middle of it. */
-static void mirror_stands_still(VmfMachine *source, VmfMachine *target)
+static void mirror_stands_still(VmfMachine *source, VmfMachine *target, Door *door)
 {
-    Door door = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, .shut = false};
     VmfStatistics statistics = {.size = sizeof(statistics)};
     VmfTripRunning *running;
     VmfTrip trip;
 
-    vmf_disk_set_wrap(target->disks[0].disk, put_door, &door);
+    vmf_disk_set_wrap(target->disks[0].disk, put_door, door);
     assert_true(vmf_machine_start(source, NULL));
     trip_init(&trip);
     trip.source_parameters.mirror_disks = true;
@@ -726,10 +725,10 @@ static void mirror_stands_still(VmfMachine *source, VmfMachine *target)
         vmf_session_get_statistics(vmf_trip_source(running), &statistics);
     }
     assert_true(statistics.disk_mirrored_writes > 0);
-    pthread_mutex_lock(&door.lock);
-    door.shut = true;
-    pthread_mutex_unlock(&door.lock);
-    moves_when_it_opens(source, target, &door, &trip, running);
+    pthread_mutex_lock(&door->lock);
+    door->shut = true;
+    pthread_mutex_unlock(&door->lock);
+    moves_when_it_opens(source, target, door, &trip, running);
     vmf_trip_clear(&trip);
 }
 
@@ -737,9 +736,10 @@ static void mirror_stands_still(VmfMachine *source, VmfMachine *target)
 static void test_mirror_that_is_stuck_lets_go(void **state)
 {
     const Rig *rig = *state;
+    Door door = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, .shut = false}; /* outlives the target */
     g_autoptr(VmfMachine) source = source_of(rig, "here"), target = target_of(rig, "there");
 
-    mirror_stands_still(source, target);
+    mirror_stands_still(source, target, &door);
 }
 
 /* Whether or not what goes to the other disk still arrives. */
@@ -748,8 +748,9 @@ static void test_mirror_of_one_disk_of_two_that_is_stuck_lets_go(void **state)
     const Rig *rig = *state;
     g_autoptr(VmfMachine) source = machine(rig, (Disks){.files = {"here", "here-too"}, .size = DISK_BYTES});
     g_autoptr(VmfMachine) target = machine(rig, (Disks){.files = {"there", "there-too"}, .incoming = true});
+    Door door = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, .shut = false};
 
-    mirror_stands_still(source, target);
+    mirror_stands_still(source, target, &door);
 }
 
 /* It lets go before all is there, so the guest's writes never went to both ends. */
