@@ -485,11 +485,20 @@ static void refuse_unrecorded(VmfDiskOp *list, const GError *error)
             list->refused = g_error_copy(error);
 }
 
+static bool has_changes(const VmfDiskOp *list)
+{
+    for (; list; list = list->next)
+        if (list->marked && !list->refused)
+            return true;
+    return false;
+}
+
+/* What changes nothing leaves bitmaps alone: once the disk is drained they may be being detached. */
 static void begin_all(VmfDisk *disk, VmfDiskOp *list)
 {
     g_autoptr(GError) error = NULL;
 
-    if (!vmf_bitmaps_commit(disk->bitmaps, &error))
+    if (has_changes(list) && !vmf_bitmaps_commit(disk->bitmaps, &error))
         refuse_unrecorded(list, error);
     while (list) {
         VmfDiskOp *op = list;
